@@ -1,0 +1,1 @@
+"""Angiography sequence classification: DICOM run -> frames -> features -> batch -> logits -> report."""

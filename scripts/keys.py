@@ -1,0 +1,34 @@
+"""Names shared by the whole flow: dictionary keys, splits, and the letters of tensor shapes.
+
+B sequences, T frames, C channels, H rows, W columns, N frames of several sequences flattened,
+D encoder feature width, M model width, K classes.
+"""
+
+# --- keys of an item, a batch and an engine's output ---
+IMAGE = "image"  # item: path(s); after reading: (T, H, W), then (T, 3, H, W); batch: (B, T, 3, H, W)
+FEATURES = "features"  # (T, D); batch: (B, T, D)
+LENGTHS = "lengths"  # real frames of each sequence, (B,) int64
+FRAME_TIMES = "frame_times_ms"  # (T,) float32 since the first frame, NaN = unknown; batch: (B, T)
+FRAME_INDICES = "frame_indices"  # (T,) int64, 0-based positions in the source sequence
+FRAMES = "frames"  # datalist: 0-based frame indices to use, optional
+LABEL = "label"  # class index, or K zeros and ones
+PATIENT = "patient"
+SEQUENCE = "sequence"
+HEADER = "header"  # allow-listed facts of the DICOM header, never a person's
+PRED = "pred"  # logits, (B, K)
+FRAME_WEIGHTS = "frame_weights"  # (B, T), each row sums to 1 over its real frames
+
+# --- the datalist ---
+TASK = "task"
+TYPE = "type"
+CLASSES = "classes"
+TRAINING = "training"
+VALIDATION = "validation"
+TEST = "test"
+SPLITS = (TRAINING, VALIDATION, TEST)
+
+# --- kinds of task ---
+BINARY = "binary"
+MULTICLASS = "multiclass"
+MULTILABEL = "multilabel"
+TASK_TYPES = (BINARY, MULTICLASS, MULTILABEL)

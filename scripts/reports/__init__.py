@@ -1,0 +1,1 @@
+"""Logits -> numbers and pictures: metrics with intervals, plots, predictions, the report page."""

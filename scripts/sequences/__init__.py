@@ -1,0 +1,1 @@
+"""Files -> frames: read DICOM sequences, choose frames, normalise, make synthetic exams."""

@@ -1,0 +1,1 @@
+"""What the MONAI engines need: batches to networks, handlers, checks, controls."""
