@@ -19,6 +19,6 @@ def bad_value(item: object, field: str, found: object, allowed: str, way_out: st
         allowed: what would have been accepted.
         way_out: what to do about it, a full sentence.
     """
-    text = repr(found) if isinstance(found, str) else str(found)
+    text = str(found) or "empty"
     text = text if len(text) <= 200 else text[:197] + "..."
     return f"{item}: {field} is {text}, needs {allowed}." + (f" {way_out}" if way_out else "")

@@ -1,0 +1,50 @@
+"""Encoder and temporal head in one network: image (B, T, 3, H, W) -> logits (B, K)."""
+
+import torch
+from torch import Tensor, nn
+
+from scripts.networks.encoder import FrameEncoder
+
+
+class SequenceClassifier(nn.Module):
+    """What `models/model.pt` holds and what inference, verification and export run.
+
+    Args:
+        encoder: frames (N, 3, H, W) -> features (N, D).
+        head: features (B, T, D) -> logits (B, K).
+        chunk_frames: frames the encoder takes at once; its activations do not grow with B x T.
+    """
+
+    def __init__(self, encoder: FrameEncoder, head: nn.Module, chunk_frames: int = 8) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.head = head
+        self.chunk_frames = chunk_frames
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Features (B, T, D) of an image batch (B, T, 3, H, W), encoded in chunks."""
+        batch, length = image.shape[0], image.shape[1]
+        frames = image.flatten(0, 1)  # (N, 3, H, W)
+        features = torch.cat([self.encoder(chunk) for chunk in frames.split(self.chunk_frames)])
+        return features.view(batch, length, -1)  # (B, T, D)
+
+    def weigh(
+        self, image: Tensor, lengths: Tensor | None = None, frame_times_ms: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (B, K) and frame weights (B, T)."""
+        return self.head.weigh(self.encode(image), lengths, frame_times_ms)
+
+    def forward(
+        self, image: Tensor, lengths: Tensor | None = None, frame_times_ms: Tensor | None = None
+    ) -> Tensor:
+        """Class scores for each sequence, before softmax or sigmoid.
+
+        Args:
+            image: (B, T, 3, H, W) float32, any T >= 1.
+            lengths: real frames of each sequence, (B,); None means all T.
+            frame_times_ms: (B, T), NaN = unknown; None means all unknown.
+
+        Returns:
+            Logits, (B, K).
+        """
+        return self.head(self.encode(image), lengths, frame_times_ms)

