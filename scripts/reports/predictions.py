@@ -1,0 +1,193 @@
+"""Rows of one inference run -> predictions.csv for people, predictions.json with everything."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scripts.errors import bad_value
+from scripts.keys import (
+    CLASSES,
+    FRAME_INDICES,
+    FRAME_TIMES,
+    FRAME_WEIGHTS,
+    IMAGE,
+    LABEL,
+    MULTILABEL,
+    SEQUENCE,
+    TASK,
+    TASK_TYPES,
+    TYPE,
+)
+from scripts.reports.resampling import decisions
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run the cell: OWASP, CSV injection
+PER_FRAME = (FRAME_INDICES, FRAME_TIMES, FRAME_WEIGHTS)
+NUM_FRAMES = "num_frames"
+PROBABILITIES = "probabilities"
+PREDICTED = "predicted"
+REASON = "reason"
+
+
+def write_predictions(
+    output_dir: Path,
+    rows: Sequence[Mapping[str, Any]],
+    classes: Sequence[str],
+    failures: Sequence[Mapping[str, str]],
+    *,
+    task_type: str,
+) -> Path:
+    """Path of predictions.csv, written with predictions.json beside it.
+
+    Args:
+        output_dir: made if it is not there.
+        rows: per sequence `sequence`, `image` (its path in the list), `num_frames`, `probabilities` (K,), and
+            of each used frame `frame_indices`, `frame_times_ms` (NaN = unknown), `frame_weights`, any of
+            which may be empty or left out; `label` where it is known.
+        classes: K names.
+        failures: `image` and `reason` of each sequence that could not be used.
+        task_type: binary, multiclass or multilabel; decides what `predicted` holds.
+    """
+    if task_type not in TASK_TYPES:
+        raise ValueError(bad_value("task", TYPE, task_type, "one of " + ", ".join(TASK_TYPES)))
+    entries = [entry(row, classes, task_type) for row in rows]
+    document = {
+        TASK: {TYPE: task_type, CLASSES: list(classes)},
+        "predictions": entries,
+        "failures": [{IMAGE: failure[IMAGE], REASON: failure[REASON]} for failure in failures],
+    }
+    output_dir.mkdir(parents=True, exist_ok=True)
+    write_text_atomically(output_dir / "predictions.json", strict_json(document))
+    csv_path = output_dir / "predictions.csv"
+    write_text_atomically(csv_path, csv_text(entries, classes))
+    return csv_path
+
+
+def entry(row: Mapping[str, Any], classes: Sequence[str], task_type: str) -> dict[str, Any]:
+    """One sequence of predictions.json: the row, checked, with what is predicted added.
+
+    Raises:
+        ValueError: probabilities that do not fit the classes or are not finite, per-frame lists of
+            different lengths.
+    """
+    probabilities = np.asarray(row[PROBABILITIES], dtype=np.float64)
+    if probabilities.shape != (len(classes),):
+        raise ValueError(
+            bad_value(row[IMAGE], f"shape of {PROBABILITIES}", probabilities.shape, f"({len(classes)},)")
+        )
+    if not np.isfinite(probabilities).all():
+        found = f"{(~np.isfinite(probabilities)).sum()} of {len(classes)}"
+        raise ValueError(bad_value(row[IMAGE], "number of non-finite probabilities", found, "0"))
+    per_frame = {key: listed(row.get(key)) for key in PER_FRAME}
+    lengths = {key: len(values) for key, values in per_frame.items() if values}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            bad_value(row[IMAGE], "length of the per-frame lists", lengths, "one length for all")
+        )
+    chosen = decisions(probabilities[None], task_type)[0]
+    names = [name for name, is_chosen in zip(classes, chosen, strict=True) if is_chosen]
+    result = {
+        SEQUENCE: row[SEQUENCE],
+        IMAGE: row[IMAGE],
+        NUM_FRAMES: int(row[NUM_FRAMES]),
+        PREDICTED: names if task_type == MULTILABEL else names[0],
+        PROBABILITIES: probabilities.tolist(),
+        **per_frame,
+    }
+    if row.get(LABEL) is not None:
+        result[LABEL] = plain(row[LABEL])
+    return result
+
+
+def listed(values: Any) -> list[Any]:
+    """Per-frame values as a plain list, empty for None."""
+    return [] if values is None else np.asarray(values).tolist()
+
+
+def csv_text(entries: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> str:
+    """The table: one line per sequence, one column per class."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    columns = [f"probability_{name}" for name in classes]
+    writer.writerow(
+        [
+            SEQUENCE,
+            IMAGE,
+            NUM_FRAMES,
+            PREDICTED,
+            *columns,
+            "most_weighted_frame",
+            "most_weighted_frame_time_ms",
+        ]
+    )
+    for row in entries:
+        predicted = row[PREDICTED] if isinstance(row[PREDICTED], str) else "|".join(row[PREDICTED])
+        probabilities = [f"{value:.6f}" for value in row[PROBABILITIES]]
+        writer.writerow(
+            [
+                safe_cell(row[SEQUENCE]),
+                safe_cell(row[IMAGE]),
+                row[NUM_FRAMES],
+                safe_cell(predicted),
+                *probabilities,
+                *most_weighted_frame(row),
+            ]
+        )
+    return buffer.getvalue()
+
+
+def most_weighted_frame(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Index in the source and time of the frame that counted most, as text; empty where unknown."""
+    weights = row[FRAME_WEIGHTS]
+    if not weights or not np.isfinite(weights).any():
+        return "", ""
+    position = int(np.nanargmax(weights))
+    index = str(row[FRAME_INDICES][position]) if row[FRAME_INDICES] else str(position)
+    time_ms = row[FRAME_TIMES][position] if row[FRAME_TIMES] else np.nan
+    return index, f"{time_ms:.3f}" if np.isfinite(time_ms) else ""
+
+
+def safe_cell(value: object) -> str:
+    """Text that a spreadsheet shows and does not run as a formula."""
+    text = str(value)
+    return "'" + text if text.startswith(FORMULA_STARTS) else text
+
+
+def strict_json(document: object) -> str:
+    """JSON that every reader accepts: keys sorted, numpy values as plain ones, NaN and infinity as null."""
+    return json.dumps(plain(document), allow_nan=False, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """The same value in types that JSON has; non-finite numbers become None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, str | bytes | bool) or value is None:
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy arrays and scalars, and what else offers them
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return [plain(item) for item in value] if isinstance(value, Sequence | Iterator | set) else value
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write beside the file, then rename: a reader sees the old file or the new one, never half of it."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
