@@ -15,7 +15,7 @@ import re
 import struct
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -103,7 +103,8 @@ class FeatureStore:
                 )
                 raise ValueError(message)
             content = json.loads(_canonical(fingerprint))
-            _write_new(target, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
+            text = json.dumps(content, indent=2, sort_keys=True) + "\n"
+            _write_whole(target, text.encode(), keep_existing=True)
         return cls.open(path, fingerprint)
 
     @classmethod
@@ -204,16 +205,11 @@ class FeatureStore:
             "sequences": len(self),
             "shards": [{"name": s.name, "bytes": s.n_bytes, "entries": sorted(k)} for s, k in shards],
         }
-        target = self.path / MANIFEST_FILE
-        temporary = target.with_name(f"{MANIFEST_FILE}.tmp")
-        with temporary.open("wb") as file:
-            _write_through(file, (json.dumps(manifest, indent=1) + "\n").encode())
-        temporary.replace(target)
-        _sync_folder(self.path)
+        _write_whole(self.path / MANIFEST_FILE, (json.dumps(manifest, indent=1) + "\n").encode())
 
     def _take_in(self, shard: _Shard) -> None:
         """Add a shard's entries to the index; a key that is there already stays as it is."""
-        entries = _read_header(self.path / shard.name, self.digest)
+        entries = list(_read_header(self.path / shard.name, self.digest))  # all of a shard or nothing
         number = len(self._shards)
         self._shards.append(shard)
         for key, fields in entries:
@@ -227,7 +223,7 @@ class FeatureStore:
         # torch's mapping keeps no descriptor open, Python's does and 1,024 is a common limit of those
         mapped = torch.from_file(str(path), shared=False, size=shard.n_bytes, dtype=torch.uint8).numpy().data
         if len(self._mapped) >= _MAX_MAPPED_SHARDS:
-            del self._mapped[next(iter(self._mapped))]
+            self._mapped.pop(next(iter(self._mapped)))
         self._mapped[number] = mapped
         return mapped
 
@@ -240,10 +236,13 @@ class StoreWriter:
     """
 
     def __init__(self, store: FeatureStore, rank: int, shard_bytes: int, shard_sequences: int):
-        limits = {"rank": (rank, 0), "shard_bytes": (shard_bytes, 1), "shard_sequences": (shard_sequences, 1)}
-        for name, (value, least) in limits.items():
-            if value < least:
-                raise ValueError(bad_value(store.path, name, value, f"at least {least}"))
+        for name, value, least, most in (
+            ("rank", rank, 0, 2**31),
+            ("shard_bytes", shard_bytes, 1, 2**40),
+            ("shard_sequences", shard_sequences, 1, 100_000),  # safetensors reads headers up to 100 MB
+        ):
+            if not least <= value <= most:
+                raise ValueError(bad_value(store.path, name, value, f"{least} to {most}"))
         self.store = store
         self.rank = rank
         self.shard_bytes = shard_bytes
@@ -377,30 +376,34 @@ def _publish(folder: Path, rank: int, number: int, content: bytes) -> tuple[_Sha
     """Write a shard under its rank's first free number from `number` on; returns it and the number after."""
     while True:
         target = folder / f"rank{rank}-{number}.safetensors"
-        temporary = target.with_name(f"{target.name}.tmp")
         number += 1
+        with _named_in_errors(target):
+            if _write_shard(target, content):
+                status = target.stat()
+                return _Shard(target.name, status.st_size, status.st_mtime_ns), number
+
+
+def _write_shard(target: Path, content: bytes) -> bool:
+    """Whether the shard was written; it is not where another process has that name, or is about to."""
+    temporary = target.with_name(f"{target.name}.tmp")
+    try:
+        file = temporary.open("xb")  # who creates the temporary file, and still holds it, owns the name
+    except FileExistsError:
+        return False
+    with file:
+        with suppress(OSError):  # the lock tells a living owner from a killed one, where there are locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if not _is_named(file, temporary):  # taken for a leftover before it was locked
+            return False
         try:
-            # Who creates the temporary file owns the number; the lock tells a living owner from a killed one.
-            with temporary.open("xb") as file:
-                with suppress(OSError):  # a file system without locks: leftovers then stay
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                if not _is_named(file.fileno(), temporary):
-                    continue  # taken for a leftover before it was locked
-                try:
-                    if target.exists():
-                        continue
-                    _write_through(file, content)
-                    temporary.replace(target)
-                finally:
-                    temporary.unlink(missing_ok=True)
-            _sync_folder(folder)
-            status = target.stat()
-            return _Shard(target.name, status.st_size, status.st_mtime_ns), number
-        except FileExistsError:
-            continue
-        except OSError as error:
-            reason = f"{error.strerror}: this shard was not written, all earlier ones are whole"
-            raise OSError(error.errno, reason, str(target)) from error
+            if target.exists():
+                return False
+            _write_through(file, content)
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+    return True
 
 
 def _remove_leftover(temporary: Path) -> None:
@@ -410,31 +413,42 @@ def _remove_leftover(temporary: Path) -> None:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             return
-        if _is_named(file.fileno(), temporary):
+        if _is_named(file, temporary):
             temporary.unlink()
 
 
-def _is_named(descriptor: int, path: Path) -> bool:
+def _is_named(file: BinaryIO, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
 
 
-def _write_new(target: Path, content: bytes) -> None:
-    """Write a file whole, unless another process was first: then that one's stays."""
+def _write_whole(target: Path, content: bytes, keep_existing: bool = False) -> None:
+    """Write a file that is at no moment half there; with `keep_existing` the first process's stays."""
     temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            _write_through(file, content)
+    with _named_in_errors(target):
         try:
-            os.link(temporary, target)  # unlike a rename, fails where the target exists
-        except OSError:
-            if not target.exists():  # a file system without hard links
+            with temporary.open("xb") as file:
+                _write_through(file, content)
+            if keep_existing:
+                with suppress(OSError):  # it exists, or this file system has no hard links
+                    os.link(temporary, target)  # unlike a rename, fails where the target exists
+            if not keep_existing or not target.exists():
                 temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        finally:
+            temporary.unlink(missing_ok=True)
     _sync_folder(target.parent)
+
+
+@contextmanager
+def _named_in_errors(target: Path) -> Iterator[None]:
+    """Put the path into what the system says; of a full disk it says none."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"{error.strerror}: not written, what was there before is whole"
+        raise OSError(error.errno, reason, str(target)) from error
 
 
 def _write_through(file: BinaryIO, content: bytes) -> None:
@@ -444,9 +458,8 @@ def _write_through(file: BinaryIO, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
+    """Make a rename in `folder` survive a power cut, where the file system can."""
     descriptor = os.open(folder, os.O_RDONLY)
-    try:
+    with suppress(OSError):  # some network file systems refuse to sync a folder; the rename is done
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    os.close(descriptor)
