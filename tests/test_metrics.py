@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from scripts.keys import BINARY, MULTICLASS, MULTILABEL
+from scripts.keys import BINARY, CLASSES, MULTICLASS, MULTILABEL
 from scripts.reports.metrics import paired_difference, score
 
 CLOSE = 1e-6
@@ -141,7 +141,7 @@ def test_equal_scores_have_area_one_half_and_no_interval():
     assert found["macro_auroc"] == {"value": 0.5, "low": None, "high": None}
     assert found["accuracy"]["low"] < 0.5 < found["accuracy"]["high"]
     assert any(
-        "every resample gives the same value" in note and "macro_auroc" in note for note in found["notes"]
+        "every resample gives the same value" in note and "macro auroc" in note for note in found["notes"]
     )
 
 
@@ -150,9 +150,9 @@ def test_class_that_resamples_miss_is_noted_with_their_number():
     labels[:] = 0
     labels[:2] = 1
     found = score(labels, probabilities, BINARY, ["no", "yes"], range(len(labels)), num_resamples=400)
-    note = next(note for note in found["notes"] if note.startswith("Resamples without the class"))
-    assert "yes sensitivity" in note
-    assert "of 400" in note
+    note = next(note for note in found["notes"] if note.startswith("Resamples where"))
+    assert "of 400 remain" in note
+    assert "yes 3" in note  # about (1 - 2 / N) ** N = 13 % lack both patients
 
 
 def test_scores_depend_on_the_seed_only_in_their_intervals():
@@ -195,7 +195,7 @@ def _for_score(data):
 def test_paired_difference_is_the_difference_of_the_scores(metric):
     labels, good, patients = simulated(np.random.default_rng(10), strength=2.5)
     poor = np.roll(good, 1, axis=1) * 0.4 + good * 0.6
-    task = {"task_type": MULTICLASS, "classes": NAMES, "num_resamples": 300}
+    task = {"task_type": MULTICLASS, CLASSES: NAMES, "num_resamples": 300}
     found = paired_difference(labels, good, poor, patients, metric, **task)
     apart = [
         score(labels, p, MULTICLASS, NAMES, patients, num_resamples=0)[metric]["value"] for p in (good, poor)
@@ -235,7 +235,7 @@ BAD = [
     ({"patients": ["a"]}, "number of patient entries is 1"),
     ({"patients": ["a", None]}, "sequences without a patient is 1"),
     ({"task_type": "regression"}, "needs one of binary, multiclass, multilabel"),
-    ({"classes": ["same", "same"]}, "different names"),
+    ({CLASSES: ["same", "same"]}, "different names"),
 ]
 
 
@@ -245,7 +245,7 @@ def test_bad_input_is_refused_with_the_value_found(change, message):
         "labels": [0, 1],
         "probabilities": [[0.5, 0.5], [0.1, 0.9]],
         "task_type": BINARY,
-        "classes": ["no", "yes"],
+        CLASSES: ["no", "yes"],
         "patients": ["a", "b"],
     }
     with pytest.raises(ValueError, match=message):
@@ -253,7 +253,7 @@ def test_bad_input_is_refused_with_the_value_found(change, message):
 
 
 def test_paired_difference_of_an_unknown_metric_is_refused():
-    with pytest.raises(ValueError, match="metric is .?mcc.?, needs one of balanced_accuracy"):
+    with pytest.raises(ValueError, match=r"metric is .?mcc.?, needs one of balanced_accuracy"):
         paired_difference([0], [[1, 0]], [[1, 0]], ["a"], "mcc", task_type=BINARY, classes=["no", "yes"])
 
 

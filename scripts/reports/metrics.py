@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from scripts.errors import bad_value
-from scripts.keys import BINARY, CLASSES, MULTILABEL, TASK_TYPES
+from scripts.keys import BINARY, CLASSES, LABEL, MULTILABEL, TASK, TASK_TYPES, TYPE
 from scripts.reports.resampling import (
     BALANCED_ACCURACY,
     CLASS_METRICS,
@@ -73,7 +73,7 @@ def score(
         result[name] = intervals.estimate(name, values[name])
     result["per_class"] = {
         str(label): {"num": int(truth[:, k].sum())}
-        | {name: intervals.estimate(f"{label} {name}", values[name][:, k]) for name in CLASS_METRICS}
+        | {name: intervals.estimate(name, values[name][:, k], str(label)) for name in CLASS_METRICS}
         for k, label in enumerate(classes)
     }
     if task_type != MULTILABEL:
@@ -127,7 +127,7 @@ def checked(
     """
     num_classes = len(classes)
     if task_type not in TASK_TYPES:
-        raise ValueError(bad_value("task", "type", task_type, "one of " + ", ".join(TASK_TYPES)))
+        raise ValueError(bad_value(TASK, TYPE, task_type, "one of " + ", ".join(TASK_TYPES)))
     fewest = 1 if task_type == MULTILABEL else 2
     if num_classes < fewest or len(set(classes)) != num_classes or (task_type == BINARY and num_classes != 2):
         allowed = "exactly 2 different names" if task_type == BINARY else f"{fewest} or more different names"
@@ -160,20 +160,24 @@ def checked(
     unknown = ~np.isin(found, np.arange(largest + 1))
     if unknown.any():
         text = f"{found[unknown].flat[0]} ({unknown.sum()} of {found.size} labels are unknown)"
-        raise ValueError(bad_value("split", "label", text, f"whole numbers from 0 to {largest}"))
+        raise ValueError(bad_value("split", LABEL, text, f"whole numbers from 0 to {largest}"))
     truth = found.astype(bool) if task_type == MULTILABEL else one_hot(found.astype(int), num_classes)
     group = np.unique([str(patient) for patient in patients], return_inverse=True)[1]
     return truth, scores, group
 
 
 def missing_classes(truth: np.ndarray, classes: Sequence[str]) -> list[str]:
-    """A note for each class that no sequence, or every sequence, of the split has."""
+    """Notes on the classes that no sequence, or every sequence, of the split has."""
+    counts = truth.sum(axis=0)
+    absent = [str(name) for name, count in zip(classes, counts, strict=True) if count == 0]
+    everywhere = [str(name) for name, count in zip(classes, counts, strict=True) if count == len(truth)]
     notes = []
-    for count, name in zip(truth.sum(axis=0), classes, strict=True):
-        if count == 0:
-            notes.append(f"No sequence is {name}: its scores are null, macro scores leave it out.")
-        elif count == len(truth):
-            notes.append(f"Every sequence is {name}: its specificity, AUROC and AUPRC are null.")
+    if absent:
+        notes.append(
+            f"No sequence is {', '.join(absent)}: only specificity is given, macro scores leave it out."
+        )
+    if everywhere:
+        notes.append(f"Every sequence is {', '.join(everywhere)}: no specificity, AUROC or AUPRC of it.")
     return notes
 
 
@@ -187,12 +191,18 @@ class Intervals:
 
     num_patients: int
     notes: list[str] = field(default_factory=list)
-    constant: list[str] = field(default_factory=list)
-    partial: dict[str, int] = field(default_factory=dict)
+    constant: dict[str, list[str]] = field(default_factory=dict)  # whose: which metrics
+    partial: dict[str, int] = field(default_factory=dict)  # whose: resamples left
     num_resamples: int = 0
 
-    def estimate(self, name: str, values: np.ndarray) -> Estimate:
-        """Value and 95 % limits of one metric; values (1 + R,) begins with that of the data itself."""
+    def estimate(self, name: str, values: np.ndarray, whose: str = "all classes") -> Estimate:
+        """Value and 95 % limits of one metric.
+
+        Args:
+            name: the metric, for the notes.
+            values: of the data itself, then of each resample, (1 + R,).
+            whose: the class it belongs to, for the notes.
+        """
         value, samples = float(values[0]), values[1:]
         self.num_resamples = len(samples)
         if np.isnan(value):
@@ -201,9 +211,9 @@ class Intervals:
         defined = samples[~np.isnan(samples)]
         if len(samples) and self.num_patients > 1:
             if len(defined) < len(samples):
-                self.partial[name] = len(defined)
+                self.partial[whose] = min(len(defined), self.partial.get(whose, len(defined)))
             if len(defined) and np.ptp(defined) < 1e-12:
-                self.constant.append(name)
+                self.constant.setdefault(whose, []).append(name.replace("_", " "))
             elif 2 * len(defined) >= len(samples):
                 low, high = (float(limit) for limit in np.quantile(defined, self.quantiles()))
         return {"value": value, "low": low, "high": high}
@@ -221,14 +231,14 @@ class Intervals:
         if self.num_patients == 1:
             notes.append("One patient only: there is nothing to resample, so no intervals.")
         if self.constant:
+            whose = "; ".join(f"{whose}: {', '.join(names)}" for whose, names in self.constant.items())
             notes.append(
-                "No interval, as every resample gives the same value: " + ", ".join(self.constant) + "."
+                f"No interval, as every resample gives the same value, which is no certainty: {whose}."
             )
         if self.partial:
-            names = ", ".join(
-                f"{name} ({count} of {self.num_resamples})" for name, count in self.partial.items()
-            )
+            counts = ", ".join(f"{whose} {count}" for whose, count in self.partial.items())
             notes.append(
-                f"Resamples without the class are left out, under half left gives no interval: {names}."
+                f"Resamples where a score is not defined are left out; of {self.num_resamples} remain, "
+                f"{counts}. Fewer than half give no interval."
             )
         return notes

@@ -69,8 +69,8 @@ def summary_table(results: Mapping[str, Any]) -> str:
     synthetic = " (synthetic)" if results["synthetic"] else ""
     heading = f"{results['title']}{synthetic}"
     counts = (
-        f"split {results['split']}: {model['num_sequences']} sequences of {model['num_patients']} patients, "
-        "95 % intervals"
+        f"split {results['split']}: {counted(model['num_sequences'], 'sequence')} of "
+        f"{counted(model['num_patients'], 'patient')}, 95 % intervals"
     )
     table = [("", "balanced accuracy", "macro AUROC", "model minus control")]
     for row in compared(results):
@@ -118,8 +118,8 @@ def verdict_of(control: str, difference: Mapping[str, Any]) -> tuple[str, str]:
     value, low, high = (difference[part] for part in ("value", "low", "high"))
     if value is None:
         return "Cannot be said", "Balanced accuracy is not defined on this split."
-    amount = f"{abs(value):.3f} {'higher' if value >= 0 else 'lower'}"
-    text = f"The model's balanced accuracy is {amount} than that of the control “{control}”"
+    amount = "equal to" if value == 0 else f"{abs(value):.3f} {'higher' if value > 0 else 'lower'} than"
+    text = f"The model's balanced accuracy is {amount} that of the control “{control}”"
     if low is None:
         return "Cannot be said", " ".join([f"{text}, without an interval.", *difference.get("notes", [])])
     text += f" (paired 95 % interval {low:+.3f} to {high:+.3f})."
@@ -139,7 +139,8 @@ def html_of(results: Mapping[str, Any]) -> str:
     chart_rows = [
         (row["name"], *(row[BALANCED_ACCURACY][part] for part in ("value", "low", "high"))) for row in rows
     ]
-    chance = 0.5 if task[TYPE] == MULTILABEL else 1 / len(classes)
+    num_present = sum(model["per_class"][name]["num"] > 0 for name in classes)
+    chance = 0.5 if task[TYPE] == MULTILABEL else 1 / num_present
     confusion = model.get("confusion")
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -148,7 +149,7 @@ def html_of(results: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"estimate": text_of, "value": value_of, "limits": limits_of}
+    environment.filters |= {"estimate": text_of, "value": value_of, "limits": limits_of, "counted": counted}
     return environment.get_template("report.html.j2").render(
         title=results["title"],
         banner=SYNTHETIC_BANNER if results["synthetic"] else "",
@@ -204,6 +205,11 @@ def limits_of(estimate: Mapping[str, float | None], signed: bool = False) -> str
 def plain_name(name: str) -> str:
     """A control's name as QUESTIONS spells it, whatever joins its words."""
     return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
+
+
+def counted(number: int, noun: str) -> str:
+    """A count with its noun, `1 patient`, `2 patients`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def cell_of(value: object) -> str:

@@ -182,7 +182,7 @@ def svg_of(figure: Figure, name: str) -> str:
         figure.savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r' id="[a-z0-9]+_\d+"', "", text)  # figure_1, axes_1: nothing refers to them
+    text = re.sub(r'<g id="[^"]*_\d+"', "<g", text)  # figure_1, axes_1: nothing refers to them
     return re.sub(
         r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     )

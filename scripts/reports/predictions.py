@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from scripts.keys import (
 )
 from scripts.reports.resampling import decisions
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would run the cell: OWASP, CSV injection
+FORMULA_STARTS = ("=", "+", "-", "@")  # a spreadsheet would run the cell: OWASP, CSV injection
 PER_FRAME = (FRAME_INDICES, FRAME_TIMES, FRAME_WEIGHTS)
 NUM_FRAMES = "num_frames"
 PROBABILITIES = "probabilities"
@@ -56,7 +57,7 @@ def write_predictions(
         task_type: binary, multiclass or multilabel; decides what `predicted` holds.
     """
     if task_type not in TASK_TYPES:
-        raise ValueError(bad_value("task", TYPE, task_type, "one of " + ", ".join(TASK_TYPES)))
+        raise ValueError(bad_value(TASK, TYPE, task_type, "one of " + ", ".join(TASK_TYPES)))
     entries = [entry(row, classes, task_type) for row in rows]
     document = {
         TASK: {TYPE: task_type, CLASSES: list(classes)},
@@ -115,7 +116,7 @@ def csv_text(entries: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> st
     """The table: one line per sequence, one column per class."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    columns = [f"probability_{name}" for name in classes]
+    columns = [safe_cell(f"probability_{name}") for name in classes]
     writer.writerow(
         [
             SEQUENCE,
@@ -155,21 +156,25 @@ def most_weighted_frame(row: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def safe_cell(value: object) -> str:
-    """Text that a spreadsheet shows and does not run as a formula."""
-    text = str(value)
+    """Text that a spreadsheet shows on one line and does not run as a formula."""
+    text = " ".join(str(value).splitlines()).replace("\t", " ")
     return "'" + text if text.startswith(FORMULA_STARTS) else text
 
 
 def strict_json(document: object) -> str:
-    """JSON that every reader accepts: keys sorted, numpy values as plain ones, NaN and infinity as null."""
-    return json.dumps(plain(document), allow_nan=False, sort_keys=True, indent=2, ensure_ascii=False) + "\n"
+    """JSON that every reader accepts: keys sorted, numpy values as plain ones, NaN and infinity as null.
+
+    Lists of numbers stand on one line; a line break is never inside a string, so none is changed.
+    """
+    text = json.dumps(plain(document), allow_nan=False, sort_keys=True, indent=2, ensure_ascii=False)
+    return re.sub(r'\[\n([^"\[\]{}]+)\n *\]', lambda found: f"[{' '.join(found[1].split())}]", text) + "\n"
 
 
 def plain(value: Any) -> Any:
     """The same value in types that JSON has; non-finite numbers become None."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, str | bytes | bool) or value is None:
+    if isinstance(value, str | bool) or value is None:
         return value
     if isinstance(value, Path):
         return str(value)
@@ -177,7 +182,7 @@ def plain(value: Any) -> Any:
         return plain(value.tolist())
     if isinstance(value, float):
         return value if np.isfinite(value) else None
-    return [plain(item) for item in value] if isinstance(value, Sequence | Iterator | set) else value
+    return [plain(item) for item in value] if isinstance(value, Sequence) else value
 
 
 def write_text_atomically(path: Path, text: str) -> None:

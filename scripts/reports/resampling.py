@@ -93,24 +93,30 @@ def ranking(
     """AUROC and AUPRC (average precision) of each class against the others in each resample, (1 + R, K)."""
     auroc, auprc = (np.full((len(draws), truth.shape[1]), np.nan) for _ in range(2))
     step = max(1, CHUNK_VALUES // len(truth))
-    for k in range(truth.shape[1]):
+    for k in np.flatnonzero(truth.any(axis=0)):
         order = np.argsort(-probabilities[:, k], kind="stable")
-        sorted_truth, descending = truth[order, k], probabilities[order, k]
-        last = np.flatnonzero(
-            np.append(np.diff(descending) != 0, True)
-        )  # sequences of equal score enter together
+        falling, positive = -probabilities[order, k], truth[order, k]
+        # Sequences of equal score enter together, and only the scores of positives matter: (U,) of them.
+        levels, first = np.unique(falling[positive], return_index=True)
+        before, through = np.searchsorted(falling, levels, "left"), np.searchsorted(falling, levels, "right")
         for start in range(0, len(draws), step):
             rows = slice(start, start + step)
             weights = draws[rows].take(group[order], axis=1)
-            hits = np.cumsum(weights * sorted_truth, axis=1)[:, last]
-            alarms = np.cumsum(weights * ~sorted_truth, axis=1)[:, last]
-            new_hits = np.diff(hits, axis=1, prepend=0)
-            new_alarms = np.diff(alarms, axis=1, prepend=0)
-            area = (new_alarms * (hits - new_hits / 2)).sum(axis=1)
-            auroc[rows, k] = ratio(area, hits[:, -1] * alarms[:, -1])
-            precision = hits / np.maximum(hits + alarms, 1)  # multiplicities are whole: below 1 is 0 of 0
-            both = (hits[:, -1] > 0) & (alarms[:, -1] > 0)
-            auprc[rows, k] = np.where(both, ratio((new_hits * precision).sum(axis=1), hits[:, -1]), np.nan)
+            entered = np.zeros((len(weights), len(truth) + 1))
+            np.cumsum(weights, axis=1, out=entered[:, 1:])
+            new_hits = np.add.reduceat(weights[:, positive], first, axis=1)
+            hits = np.cumsum(new_hits, axis=1)
+            all_hits, all_alarms = hits[:, -1], entered[:, -1] - hits[:, -1]
+            alarms_twice = (
+                entered[:, before] + entered[:, through] - 2 * hits + new_hits
+            )  # before and through
+            area = (new_hits * (all_alarms[:, None] - alarms_twice / 2)).sum(axis=1)
+            auroc[rows, k] = ratio(area, all_hits * all_alarms)
+            precision = hits / np.maximum(
+                entered[:, through], 1
+            )  # multiplicities are whole: below 1 is 0 of 0
+            recalled = ratio((new_hits * precision).sum(axis=1), all_hits)
+            auprc[rows, k] = np.where(all_alarms > 0, recalled, np.nan)
     return auroc, auprc
 
 
