@@ -10,6 +10,8 @@ FEATURES = "features"  # (T, D); batch: (B, T, D)
 LENGTHS = "lengths"  # real frames of each sequence, (B,) int64
 FRAME_TIMES = "frame_times_ms"  # (T,) float32 since the first frame, NaN = unknown; batch: (B, T)
 FRAME_INDICES = "frame_indices"  # (T,) int64, 0-based positions in the source sequence
+SOURCE = "source"  # the path as the datalist spells it; names an item in messages and results
+ERROR = "error"  # stands in an item that could not be read, with the reason
 FRAMES = "frames"  # datalist: 0-based frame indices to use, optional
 LABEL = "label"  # class index, or K zeros and ones
 PATIENT = "patient"

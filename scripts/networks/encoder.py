@@ -5,10 +5,6 @@ from torch import Tensor, nn
 
 from scripts.errors import bad_value
 
-# One mean and one standard deviation for every channel, as RETFound-Green was trained (its README).
-PIXEL_MEAN = 0.5
-PIXEL_STD = 0.5
-
 
 class FrameEncoder(nn.Module):
     """A timm backbone that turns each frame into one feature vector.
@@ -39,7 +35,7 @@ class FrameEncoder(nn.Module):
         """Features of each frame by itself.
 
         Args:
-            frames: (N, 3, H, W) float, `(value - PIXEL_MEAN) / PIXEL_STD` of values in [0, 1].
+            frames: (N, 3, H, W) float, as `scripts.sequences.frames.to_encoder_input` makes them.
 
         Returns:
             Features, (N, D).
@@ -70,14 +66,20 @@ def check_image_size(encoder: FrameEncoder, image_size: int) -> None:
         ValueError: not a positive multiple of the encoder's patch size.
     """
     step = image_size_step(encoder)
-    if isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < step or image_size % step:
+    if (
+        isinstance(image_size, bool)
+        or not isinstance(image_size, int)
+        or image_size < step
+        or image_size % step
+    ):
         raise ValueError(
             bad_value(
                 f"encoder {encoder.name}",
                 "image_size",
                 image_size,
                 f"a positive multiple of its patch size, {step} pixels",
-                f"Use {max(round(float(image_size) / step), 1) * step}." if isinstance(image_size, int) else "",
+                f"Use {max(round(float(image_size) / step), 1) * step}."
+                if isinstance(image_size, int)
+                else "",
             )
         )
-

@@ -31,7 +31,14 @@ FACTS = (  # what leaves the reader beside pixels and times: coded or numeric, n
     "PositionerPrimaryAngle",
     "PositionerSecondaryAngle",
 )
-PIXEL_TAGS = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "PixelRepresentation", "PlanarConfiguration")
+PIXEL_TAGS = (
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "BitsAllocated",
+    "PixelRepresentation",
+    "PlanarConfiguration",
+)
 HEADER_TAGS = [*FACTS, *PIXEL_TAGS, *TIMING_TAGS, "NumberOfFrames", "InstanceNumber"]
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
@@ -106,7 +113,9 @@ def read_header(
     files = sequence_files(source)
     name = source if isinstance(source, Path) else files[0].parent
     headers = [_read_file_header(file, max_sequence_bytes // len(files)) for file in files]
-    frames = [_integer(header, "NumberOfFrames", file, 1) for header, file in zip(headers, files, strict=True)]
+    frames = [
+        _integer(header, "NumberOfFrames", file, 1) for header, file in zip(headers, files, strict=True)
+    ]
     if len(files) == 1:
         with reading(files[0], "timing"):
             times = frame_times(headers[0], frames[0])
@@ -125,7 +134,9 @@ def read_header(
         files, headers, times = _in_order(name, files, headers)
         _check_alike(name, files, headers)
     first = headers[0]
-    facts = {tag: _plain(first[tag].value) for tag in FACTS if tag in first and first[tag].value not in (None, "")}
+    facts = {
+        tag: _plain(first[tag].value) for tag in FACTS if tag in first and first[tag].value not in (None, "")
+    }
     return SequenceHeader(
         files=tuple(files),
         num_frames=sum(frames),
@@ -162,7 +173,9 @@ def read_frames(header: SequenceHeader, indices: Sequence[int]) -> np.ndarray:
     shape = (header.rows, header.columns, 3) if colour else (header.rows, header.columns)
     wrong = next((frame.shape for frame in frames if frame.shape != shape), None)
     if wrong is not None:
-        raise SequenceError(bad_value(header.files[0], "decoded frame", wrong, f"{shape}, as the header says"))
+        raise SequenceError(
+            bad_value(header.files[0], "decoded frame", wrong, f"{shape}, as the header says")
+        )
     return np.stack(frames)
 
 
@@ -182,10 +195,14 @@ def sequence_files(source: Path | Sequence[Path]) -> list[Path]:
         raise FileNotFoundError(bad_value(source, "path", "absent", "an existing file or folder"))
     if source.is_file():
         return [source]
-    files = sorted(p for p in source.iterdir() if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR")
+    files = sorted(
+        p for p in source.iterdir() if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR"
+    )
     found = [path for path in files if is_dicom(path)]
     if not found:
-        raise SequenceError(bad_value(source, "folder", f"{len(files)} files, none DICOM", "at least one DICOM file"))
+        raise SequenceError(
+            bad_value(source, "folder", f"{len(files)} files, none DICOM", "at least one DICOM file")
+        )
     return found
 
 
@@ -222,7 +239,9 @@ def _integer(header: Dataset, keyword: str, path: Path, default: int | None = No
     number = int(value) if isinstance(value, (int, float, str)) and str(value).strip().isdigit() else 0
     if number < 1:
         tag = pydicom.tag.Tag(keyword)
-        raise SequenceError(bad_value(path, f"{tag} {keyword}", "absent" if value is None else value, "at least 1"))
+        raise SequenceError(
+            bad_value(path, f"{tag} {keyword}", "absent" if value is None else value, "at least 1")
+        )
     return number
 
 
@@ -242,7 +261,9 @@ def _check_pixel_header(path: Path, header: Dataset, allocated: int, samples: in
         raise SequenceError(bad_value(path, "(0028,0100) BitsAllocated", allocated, "8 or 16"))
     stored = _integer(header, "BitsStored", path)
     if stored > allocated:
-        raise SequenceError(bad_value(path, "(0028,0101) BitsStored", stored, f"at most BitsAllocated, {allocated}"))
+        raise SequenceError(
+            bad_value(path, "(0028,0101) BitsStored", stored, f"at most BitsAllocated, {allocated}")
+        )
 
 
 def _in_order(

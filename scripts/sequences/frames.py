@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scripts.errors import SequenceError, bad_value
-from scripts.networks.encoder import PIXEL_MEAN, PIXEL_STD
 
+PIXEL_MEAN = 0.5  # one mean and deviation for every channel, as RETFound-Green was trained (its README)
+PIXEL_STD = 0.5
 FRAME_CHOICES = ("all", "uniform")
 LUMINANCE = (0.299, 0.587, 0.114)  # of R, G, B: ITU-R BT.601, as YBR in PS3.3 C.7.6.3.1.2
 
@@ -44,9 +45,33 @@ def check_indices(item: object, frames: Sequence[int], num_frames: int) -> np.nd
     valid = indices.ndim == 1 and indices.size > 0 and indices.dtype.kind in "iu"
     if not valid or (np.diff(indices) <= 0).any() or indices[0] < 0 or indices[-1] >= num_frames:
         raise SequenceError(
-            bad_value(item, "frames", list(frames), f"ascending 0-based indices below {num_frames}, at least one")
+            bad_value(
+                item, "frames", list(frames), f"ascending 0-based indices below {num_frames}, at least one"
+            )
         )
     return indices.astype(np.int64)
+
+
+def check_times(item: object, frame_times_ms: Sequence[float | None], num_frames: int) -> np.ndarray:
+    """The `frame_times_ms` of a datalist item, (T,) float64 since its first frame, null becomes NaN.
+
+    Raises:
+        SequenceError: not one number for each frame, or decreasing.
+    """
+    known = all(time is None or isinstance(time, (int, float)) for time in frame_times_ms)
+    times = (
+        np.array([np.nan if time is None else time for time in frame_times_ms], dtype=np.float64)
+        if known
+        else None
+    )
+    if times is None or len(times) != num_frames or (np.diff(times[np.isfinite(times)]) < 0).any():
+        found = f"{len(frame_times_ms)} values"
+        raise SequenceError(
+            bad_value(
+                item, "frame_times_ms", found, f"{num_frames} numbers that never decrease, null = unknown"
+            )
+        )
+    return times - times[0] if np.isfinite(times[0]) else times
 
 
 def to_grey(stored: np.ndarray, photometric: str, bits_stored: int) -> Tensor:
@@ -104,14 +129,21 @@ def normalise_sequence(frames: Tensor, lower: float, upper: float) -> Tensor:
     """
     if not 0 <= lower < upper <= 100:
         raise ValueError(
-            bad_value("configuration", "percentiles", (lower, upper), "0 <= lower_percentile < upper_percentile <= 100")
+            bad_value(
+                "configuration",
+                "percentiles",
+                (lower, upper),
+                "0 <= lower_percentile < upper_percentile <= 100",
+            )
         )
     values = frames.numpy()
     low, high = (float(v) for v in np.percentile(values, (lower, upper)))
     if high <= low:  # nearly all pixels alike: the percentiles fall on one value
         low, high = float(values.min()), float(values.max())
     if high <= low:
-        raise SequenceError(bad_value("sequence", "pixel values", f"all {low:g}", "at least two different values"))
+        raise SequenceError(
+            bad_value("sequence", "pixel values", f"all {low:g}", "at least two different values")
+        )
     return ((frames - low) / (high - low)).clamp(0.0, 1.0)
 
 

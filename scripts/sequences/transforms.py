@@ -12,6 +12,7 @@ from scripts.keys import FRAME_INDICES, FRAME_TIMES, FRAMES, HEADER, IMAGE
 from scripts.sequences import dicom
 from scripts.sequences.frames import (
     check_indices,
+    check_times,
     choose_frames,
     normalise_sequence,
     resize_frames,
@@ -24,7 +25,8 @@ class LoadSequenced(MapTransform):
     """Read the chosen frames of a DICOM sequence; only these are decoded.
 
     In:  image: path of a multi-frame file, a folder of single-frame files, or a list of such files;
-         frames (optional): 0-based indices to use instead of `frame_choice`.
+         frames (optional): 0-based indices to use instead of `frame_choice`;
+         frame_times_ms (optional): one time for each frame of the source, instead of the header's.
     Out: image (T, H, W) float32, larger is brighter, stored units; frame_times_ms (T,) float32 since the first
          frame of the sequence, NaN = unknown; frame_indices (T,) int64; header: allow-listed facts.
     No randomness.
@@ -61,7 +63,10 @@ class LoadSequenced(MapTransform):
                 indices = check_indices(source, out[FRAMES], header.num_frames)
             stored = dicom.read_frames(header, indices.tolist())
             out[key] = to_grey(stored, header.photometric, header.bits_stored)  # (T, H, W)
-            out[FRAME_TIMES] = torch.from_numpy(header.frame_times_ms[indices]).to(torch.float32)
+            times = header.frame_times_ms
+            if out.get(FRAME_TIMES) is not None:
+                times = check_times(source, out[FRAME_TIMES], header.num_frames)
+            out[FRAME_TIMES] = torch.from_numpy(times[indices]).to(torch.float32)
             out[FRAME_INDICES] = torch.from_numpy(indices)
             out[HEADER] = header.facts
         return out
@@ -75,7 +80,10 @@ class ResizeFramesd(MapTransform):
         self.image_size = image_size
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        return {**data, **{key: resize_frames(data[key], self.image_size) for key in self.key_iterator(dict(data))}}
+        return {
+            **data,
+            **{key: resize_frames(data[key], self.image_size) for key in self.key_iterator(dict(data))},
+        }
 
 
 class NormaliseSequenced(MapTransform):

@@ -1,0 +1,93 @@
+"""`python -m scripts COMMAND`: make exams, lists and weights, or run the whole demo; each command has --help."""
+
+import sys
+
+
+class Commands:
+    """Commands beside the workflows of configs/, which run with `python -m monai.bundle run`."""
+
+    def phantom(
+        self, output_dir: str, kind: str = "ffa_leak", num_patients: int = 80, seed: int = 0, rows: int = 256
+    ) -> None:
+        """Write synthetic angiography exams as DICOM, with labels.csv.
+
+        Args:
+            output_dir: gets exams/ and labels.csv.
+            kind: ffa_leak (retinal fluorescein) or xa_flow (X-ray, TIMI grades).
+            num_patients: patients with one to three sequences each.
+            seed: the same seed gives the same bytes.
+            rows: height and width of a frame in pixels.
+        """
+        from pathlib import Path
+
+        from scripts.sequences.phantom import write_exams
+
+        labels = write_exams(Path(output_dir), kind, num_patients, seed, rows)
+        print(f"synthetic exams: {labels.parent}\nlabels: {labels}")
+
+    def datalist(
+        self,
+        dataset_dir: str,
+        labels: str | None = None,
+        output: str | None = None,
+        classes: str | tuple[str, ...] | None = None,
+        num_folds: int = 5,
+        seed: int = 0,
+    ) -> None:
+        """Group the DICOM files of a folder into sequences and write a datalist.
+
+        Patients are kept in one split, classes balanced. Without labels every sequence goes to `test`, which is
+        enough for cache_features and inference.
+
+        Args:
+            dataset_dir: searched with all folders below.
+            labels: CSV with the columns image (path in dataset_dir, a file or a folder) and label (class name, or
+                several joined by |).
+            output: the JSON to write; dataset_dir/datalist.json if not given.
+            classes: names in the order of the logits, separated by commas; sorted if not given.
+            num_folds: one fold each for validation and test, the rest for training.
+            seed: of the split.
+        """
+        from scripts.sequences.collect import make_datalist
+
+        names = classes.split(",") if isinstance(classes, str) else classes
+        print(make_datalist(dataset_dir, labels, output, names, num_folds, seed))
+
+    def weights(self, name: str, models_dir: str = "models", source: str | None = None) -> None:
+        """Make or download named encoder weights, verify them and print their digest.
+
+        Args:
+            name: dinov2_small or retfound_green.
+            models_dir: where the file goes.
+            source: a local copy to use instead of the network.
+        """
+        from scripts.networks.weights import NAMED, fetch
+
+        path, digest = fetch(name, models_dir, source)
+        print(f"{path}\ndigest {digest}\n{NAMED[name].origin}\nlicence: {NAMED[name].licence}")
+
+    def demo(self, output_dir: str = "demo", num_patients: int = 80, seed: int = 0) -> None:
+        """Run everything on synthetic exams: make, cache, train, evaluate, predict. Takes a few minutes.
+
+        Args:
+            output_dir: gets the exams and all results.
+            num_patients: of the synthetic set.
+            seed: of exams, split and training.
+        """
+        from scripts.demo import run_demo
+
+        run_demo(output_dir, num_patients, seed)
+
+
+def main() -> None:
+    """Run the command of the command line; an error of ours is one line."""
+    import fire
+
+    from scripts.overrides import show_errors_plainly
+
+    show_errors_plainly()
+    fire.Fire(Commands, name="python -m scripts")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,121 @@
+"""The model card file: what a `model.pt` is and what its input must look like, as JSON beside it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from scripts.errors import bad_value
+from scripts.networks.classifier import SequenceClassifier
+from scripts.networks.encoder import FrameEncoder
+from scripts.networks.weights import read_state
+
+# What inference must know to rebuild the network and its input; the nominal values are those of metadata.json.
+NOMINAL: dict[str, Any] = {
+    "encoder_name": "vit_small_patch14_dinov2",
+    "image_size": 224,
+    "frame_choice": "uniform",
+    "max_frames": 16,
+    "lower_percentile": 0.5,
+    "upper_percentile": 99.5,
+    "head_name": "gru",
+    "hidden_size": 128,
+    "use_times": True,
+    "task_type": "multiclass",
+    "classes": ["normal", "leakage", "pooling", "staining", "window_defect"],
+}
+
+
+def card_path(model_path: str | Path) -> Path:
+    """Where the card of a model file is: `model.pt` -> `model.json`."""
+    return Path(model_path).with_suffix(".json")
+
+
+def read_card(model_path: str | Path) -> dict[str, Any]:
+    """The card beside a model file; `NOMINAL` where there is no model yet, as in a fresh bundle.
+
+    Raises:
+        ValueError: a model without a card, or a damaged card.
+    """
+    path = card_path(model_path)
+    if not path.is_file():
+        if Path(model_path).is_file():
+            raise ValueError(
+                bad_value(
+                    model_path, "card", "absent", f"{path.name} beside it", "configs/train.yaml writes both."
+                )
+            )
+        return dict(NOMINAL)
+    try:
+        card = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(
+            bad_value(path, "content", f"not JSON ({error})", "a card written by train.yaml")
+        ) from error
+    lacking = sorted(NOMINAL.keys() - card.keys())
+    if lacking:
+        raise ValueError(
+            bad_value(path, "content", f"without {', '.join(lacking)}", f"all of {sorted(NOMINAL)}")
+        )
+    return card
+
+
+def save_model(
+    model_path: str | Path,
+    encoder: FrameEncoder,
+    head: nn.Module,
+    head_path: str | Path,
+    card: dict[str, Any],
+) -> Path:
+    """Write encoder and trained head as one pure state dict, and its card.
+
+    Args:
+        model_path: such as models/model.pt.
+        encoder: with the weights the features were made with.
+        head: of the trained architecture; takes the weights at `head_path`.
+        head_path: best checkpoint of training.
+        card: what `NOMINAL` names, and the record of the run.
+    """
+    head.load_state_dict(read_state(head_path))
+    state = SequenceClassifier(encoder, head).state_dict()
+    path = Path(model_path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".tmp")
+    torch.save({name: tensor.cpu() for name, tensor in state.items()}, scratch)
+    scratch.replace(path)
+    text = card_path(path).with_name(card_path(path).name + ".tmp")
+    text.write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
+    text.replace(card_path(path))
+    return path
+
+
+def load_model(network: nn.Module, model_path: str | Path) -> None:
+    """Load `model.pt` into the network of its card.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: weights of another architecture.
+    """
+    path = Path(model_path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            bad_value(
+                "configuration", "model_path", path, "an existing model.pt", "Train one: configs/train.yaml."
+            )
+        )
+    state, expected = read_state(path), network.state_dict()
+    wrong = [n for n in expected if n not in state or state[n].shape != expected[n].shape]
+    wrong += [n for n in state if n not in expected]
+    if wrong:
+        raise ValueError(
+            bad_value(
+                path,
+                "weights",
+                f"of another architecture: {len(wrong)} tensors differ, first {wrong[0]}",
+                "those of the network in its card",
+                "Leave encoder_name, head_name, hidden_size and classes as the card has them.",
+            )
+        )
+    network.load_state_dict(state)

@@ -1,0 +1,303 @@
+"""A folder of exams and a CSV of labels -> a datalist: sequences grouped, patients kept apart, seeded splits."""
+
+import csv
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+from tqdm import tqdm
+
+from scripts.errors import SequenceError, bad_value
+from scripts.keys import (
+    BINARY,
+    CLASSES,
+    IMAGE,
+    LABEL,
+    MULTICLASS,
+    MULTILABEL,
+    PATIENT,
+    SEQUENCE,
+    SPLITS,
+    TASK,
+    TEST,
+    TRAINING,
+    TYPE,
+    VALIDATION,
+)
+from scripts.sequences.dicom import is_dicom, reading
+from scripts.sequences.times import TIMING_TAGS, acquisition_ms, temporal_order
+
+GROUPING_TAGS = [
+    "PatientID",
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "SeriesInstanceUID",
+    "InstanceNumber",
+    "NumberOfFrames",
+    "Modality",
+    "ImageLaterality",
+    "Rows",
+    *TIMING_TAGS,
+]
+OPHTHALMIC = ("OP", "OPT")
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # PS3.3 A.8: a still from anywhere, not an acquisition
+UNLABELLED_SPLIT = TEST
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    patient: str
+    series: str
+    instance: str
+    number: int | None
+    frames: int
+    acquired_ms: float | None
+    ophthalmic_run: tuple[str, str] | None  # day and eye: such exports give each file a series of its own
+
+
+def find_sequences(root: Path, progress: bool = True) -> tuple[list[dict[str, Any]], list[str]]:
+    """Every angiographic run below a folder, from headers alone.
+
+    A multi-frame file is one sequence. Single-frame files of one folder and series are one sequence if their headers
+    order them; in ophthalmic exports, where each file is a series, those of one folder, patient, day and eye are.
+
+    Args:
+        root: searched with all folders below.
+        progress: show a progress bar.
+
+    Returns:
+        Items with `image` relative to `root` (a file, a folder, or a list of files), `patient` (P0001, ... in the
+        order of paths: the real identifier never leaves this function) and `sequence`; and what was left out and why.
+    """
+    if not root.is_dir():
+        raise FileNotFoundError(bad_value(root, "folder", "absent", "an existing folder of DICOM files"))
+    paths = sorted(
+        p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR"
+    )
+    with ThreadPoolExecutor(8) as pool:
+        bar = tqdm(
+            pool.map(lambda path: _read(path, root), paths),
+            total=len(paths),
+            unit="file",
+            disable=not progress,
+        )
+        read = list(bar)
+    files = [file for file in read if isinstance(file, _File)]
+    left_out = [reason for reason in read if isinstance(reason, str)]
+    groups: dict[tuple, list[_File]] = defaultdict(list)
+    for file in files:
+        single = file.frames == 1
+        series = file.ophthalmic_run or file.series
+        groups[(file.path.parent, file.patient, series) if single else (file.path,)].append(file)
+    images: list[tuple[Any, str]] = []
+    for group in groups.values():
+        images += [(image, group[0].patient) for image in _as_sequences(group, root)]
+    images.sort(key=lambda pair: pair[0] if isinstance(pair[0], str) else pair[0][0])
+    numbers: dict[str, int] = {}
+    counts: dict[str, int] = defaultdict(int)
+    items = []
+    for image, patient in images:
+        number = numbers.setdefault(patient, len(numbers) + 1)
+        counts[patient] += 1
+        items.append(
+            {IMAGE: image, PATIENT: f"P{number:04d}", SEQUENCE: f"P{number:04d}-{counts[patient]:02d}"},
+        )
+    return items, left_out
+
+
+def _read(path: Path, root: Path) -> _File | str | None:
+    """One file's place in the groups; a reason if it is DICOM but no image run; None if it is not DICOM."""
+    name = path.relative_to(root)
+    if not is_dicom(path):
+        return None
+    try:
+        with reading(name, "header"):
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(GROUPING_TAGS))
+            if header.get("Rows") is None:
+                return f"{name}: no image in it"
+            frames = int(header.get("NumberOfFrames") or 1)
+            number = header.get("InstanceNumber")
+            still = str(header.get("SOPClassUID")) == SECONDARY_CAPTURE
+            day = str(header.get("AcquisitionDateTime") or header.get("AcquisitionDate") or "")[:8]
+            eye = str(header.get("ImageLaterality") or "")
+            return _File(
+                path=path,
+                patient=str(header.get("PatientID") or "") or f"folder {name.parts[0]}",
+                series=str(name) if still else str(header.get("SeriesInstanceUID") or ""),
+                instance=str(header.get("SOPInstanceUID") or path),
+                number=None if number is None else int(number),
+                frames=frames,
+                acquired_ms=acquisition_ms(header),
+                ophthalmic_run=(day, eye) if header.get("Modality") in OPHTHALMIC and day else None,
+            )
+    except SequenceError as error:
+        return str(error)
+
+
+def _as_sequences(group: list[_File], root: Path) -> list[Any]:
+    """One sequence of a group if its headers order it, else one for each file."""
+    order = temporal_order([f.acquired_ms for f in group], [f.number for f in group])
+    repeated = len({f.instance for f in group}) < len(group)  # one image stored several times is no sequence
+    if order is None or repeated:
+        return [file.path.relative_to(root).as_posix() for file in group]
+    if len(group) == 1:
+        return [group[0].path.relative_to(root).as_posix()]
+    folder = group[0].path.parent
+    if folder != root and sum(is_dicom(p) for p in folder.iterdir() if p.is_file()) == len(group):
+        return [folder.relative_to(root).as_posix()]
+    return [[group[i].path.relative_to(root).as_posix() for i in order]]
+
+
+def read_labels(path: Path) -> list[tuple[str, str]]:
+    """Rows (image, label) of a CSV with the columns `image` and `label`.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, a column or a value is missing.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(bad_value(path, "labels", "absent", "an existing CSV file"))
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if not {IMAGE, LABEL} <= set(rows.fieldnames or ()):
+            raise ValueError(bad_value(path, "columns", rows.fieldnames, f"{IMAGE} and {LABEL}"))
+        pairs = [((row[IMAGE] or "").strip().rstrip("/"), (row[LABEL] or "").strip()) for row in rows]
+    empty = next((i for i, pair in enumerate(pairs) if not all(pair)), None)
+    if empty is not None:
+        raise ValueError(bad_value(f"{path}: row {empty + 2}", "image, label", pairs[empty], "both filled"))
+    return pairs
+
+
+def attach_labels(
+    items: list[dict[str, Any]], rows: Sequence[tuple[str, str]], classes: Sequence[str] | None
+) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
+    """Items with labels, the task they make, and the items that no row names.
+
+    A row names a file or a folder; the longest matching path wins. Labels joined by `|` make the task multilabel.
+
+    Raises:
+        ValueError: a row that matches nothing, or a label that is not among `classes`.
+    """
+    label_of = {}
+    for image, label in rows:
+        if label_of.setdefault(image, label) != label:
+            raise ValueError(bad_value(image, LABEL, f"{label_of[image]} and {label}", "one label a path"))
+    used, labelled, without = set(), [], []
+    for item in items:
+        first = item[IMAGE][0] if isinstance(item[IMAGE], list) else item[IMAGE]
+        row = next((p for p in (first, *map(str, Path(first).parents)) if p in label_of), None)
+        if row is None:
+            without.append(str(first))
+            continue
+        used.add(row)
+        labelled.append((item, label_of[row]))
+    unused = [image for image in label_of if image not in used]
+    if unused:
+        raise ValueError(
+            bad_value(
+                f"labels row {unused[0]}", IMAGE, f"no sequence ({len(unused)} rows)", "a path of a sequence"
+            )
+        )
+    found = {part for _, label in labelled for part in label.split("|")}
+    names = list(classes) if classes else sorted(found)
+    unknown = sorted(found - set(names))
+    if unknown:
+        raise ValueError(bad_value("labels", LABEL, unknown[0], f"one of the classes {', '.join(names)}"))
+    multilabel = any("|" in label for _, label in labelled)
+    kind = MULTILABEL if multilabel else BINARY if len(names) == 2 else MULTICLASS
+    for item, label in labelled:
+        parts = label.split("|")
+        item[LABEL] = [int(name in parts) for name in names] if multilabel else names.index(label)
+    return [item for item, _ in labelled], {TYPE: kind, CLASSES: names}, without
+
+
+def split_by_patient(
+    items: list[dict[str, Any]], num_folds: int, seed: int
+) -> dict[str, list[dict[str, Any]]]:
+    """Items in training, validation and test: one fold each for the last two, classes balanced, patients whole.
+
+    Raises:
+        ValueError: fewer patients than folds.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    patients = [item[PATIENT] for item in items]
+    if num_folds < 3 or len(set(patients)) < num_folds:
+        raise ValueError(
+            bad_value(
+                "datalist",
+                "num_folds",
+                num_folds,
+                f"3 to {len(set(patients))}, the number of patients labelled",
+            )
+        )
+    strata = ["|".join(map(str, np.atleast_1d(item[LABEL]))) for item in items]
+    folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split(items, strata, patients)
+    fold_of = {int(i): fold for fold, (_, held_out) in enumerate(folds) for i in held_out}
+    names = {0: TEST, 1: VALIDATION}
+    out: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+    for i, item in enumerate(items):
+        out[names.get(fold_of[i], TRAINING)].append(item)
+    return out
+
+
+def write_datalist(path: Path, splits: dict[str, list[dict[str, Any]]], task: dict[str, Any] | None) -> None:
+    """Write the JSON under a temporary name, then rename."""
+    content = ({TASK: task} if task else {}) | splits
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_text(json.dumps(content, indent=1) + "\n")
+    scratch.replace(path)
+
+
+def make_datalist(
+    dataset_dir: str | Path,
+    labels: str | Path | None = None,
+    output: str | Path | None = None,
+    classes: Sequence[str] | None = None,
+    num_folds: int = 5,
+    seed: int = 0,
+) -> str:
+    """Find sequences, attach labels, split by patient, write the JSON, and say what is in it.
+
+    Args:
+        dataset_dir: folder of exams; paths in the list are relative to it.
+        labels: CSV of `read_labels`; None writes an unlabelled list, all in `test`.
+        output: the JSON; None means dataset_dir/datalist.json.
+        classes: names in the order of the logits; None means sorted.
+        num_folds: of `split_by_patient`.
+        seed: of the split.
+
+    Raises:
+        ValueError: nothing to list, or labels and sequences do not fit together.
+    """
+    root = Path(dataset_dir)
+    items, left_out = find_sequences(root)
+    if not items:
+        raise ValueError(bad_value(root, "folder", "without DICOM images", "at least one angiography exam"))
+    lines = [f"left out: {reason}" for reason in left_out]
+    task = None
+    if labels is None:
+        splits = {split: items if split == UNLABELLED_SPLIT else [] for split in SPLITS}
+    else:
+        items, task, without = attach_labels(items, read_labels(Path(labels)), classes)
+        lines += [f"no label: {image}" for image in without]
+        splits = split_by_patient(items, num_folds, seed)
+    path = Path(output) if output else root / "datalist.json"
+    write_datalist(path, splits, task)
+    for split, chosen in splits.items():
+        counts = ""
+        if task and task[TYPE] != MULTILABEL:
+            counts = ", " + ", ".join(
+                f"{name} {sum(item[LABEL] == k for item in chosen)}" for k, name in enumerate(task[CLASSES])
+            )
+        lines.append(
+            f"{split}: {len(chosen)} sequences, {len({i[PATIENT] for i in chosen})} patients{counts}"
+        )
+    return "\n".join([*lines, str(path)])
