@@ -131,7 +131,7 @@ def cache_features(
     mine = list(items[rank::world_size])
     failures: list[dict[str, str]] = []
     missing: dict[str, dict[str, Any]] = {}
-    for item in tqdm(mine, desc="checking", unit="exam", disable=not progress):
+    for item in tqdm(mine, desc="checking", unit="exam", mininterval=1, disable=not progress):
         try:
             key = entry_key(item)
         except (OSError, ValueError) as error:
@@ -148,10 +148,12 @@ def cache_features(
         f"{len(mine) - len(missing) - unread} of {len(mine)} exams were in the store; {len(failures)} failed"
     )
     if world_size > 1:
-        torch.distributed.barrier()
+        gathered: list[Any] = [None] * world_size
+        torch.distributed.all_gather_object(gathered, failures)
+        failures = [failure for part in gathered for failure in part]
     if rank == 0:
         store.write_manifest()
-    refuse_failures(failures, len(mine), "cache_features")
+        refuse_failures(failures, len(items), "cache_features")
 
 
 def _read_ahead(dataset: SequenceDataset, ahead: int = 2) -> Iterator[dict[str, Any]]:
@@ -187,7 +189,7 @@ def _encode(
     frames, start = 0, time.monotonic()
     with (
         store.writer(rank=rank) as writer,
-        tqdm(total=len(missing), unit="exam", disable=not progress) as bar,
+        tqdm(total=len(missing), desc="encoding", unit="exam", mininterval=1, disable=not progress) as bar,
     ):
         for (key, _), item in zip(missing, _read_ahead(dataset), strict=True):
             bar.update()

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ignite.engine import Engine, Events
 from tqdm import tqdm
 
+from scripts.errors import bad_value
 from scripts.keys import (
     ERROR,
     FRAME_INDICES,
@@ -63,7 +65,7 @@ class PredictionWriter:
     def start(self, engine: Engine) -> None:
         self.rows, self.failures = [], []
         self.bar = tqdm(
-            total=engine.state.epoch_length, desc="inference", unit="exam", disable=not self.progress
+            total=engine.state.epoch_length, desc="inference", unit="exam", mininterval=1, disable=not self.progress
         )
 
     def __call__(self, engine: Engine) -> None:
@@ -74,6 +76,10 @@ class PredictionWriter:
             return
         probabilities = to_probabilities(output[PRED], self.task_type).cpu().numpy()
         for i, length in enumerate(batch[LENGTHS].tolist()):
+            if not np.isfinite(probabilities[i]).all():
+                reason = bad_value(batch[SOURCE][i], "probabilities", "not finite", "finite numbers")
+                self.failures.append({SOURCE: batch[SOURCE][i], ERROR: reason})
+                continue
             self.rows.append(
                 {
                     SEQUENCE: batch[SEQUENCE][i] if SEQUENCE in batch else batch[SOURCE][i],

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,15 +24,20 @@ from scripts.keys import (
     MULTILABEL,
     PATIENT,
     SEQUENCE,
+    SOURCE,
     SPLITS,
+    SYNTHETIC,
     TASK,
     TEST,
     TRAINING,
     TYPE,
     VALIDATION,
 )
+from scripts.sequences.datalist import all_items
 from scripts.sequences.dicom import is_dicom, reading
 from scripts.sequences.times import TIMING_TAGS, acquisition_ms, temporal_order
+
+logger = logging.getLogger("angiography")
 
 GROUPING_TAGS = [
     "PatientID",
@@ -43,11 +49,13 @@ GROUPING_TAGS = [
     "Modality",
     "ImageLaterality",
     "Rows",
+    "Manufacturer",
     *TIMING_TAGS,
 ]
 OPHTHALMIC = ("OP", "OPT")
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # PS3.3 A.8: a still from anywhere, not an acquisition
 UNLABELLED_SPLIT = TEST
+SYNTHETIC_MANUFACTURER = "angiography_sequence_classification phantom"  # (0008,0070) of every synthetic exam
 
 
 @dataclass(frozen=True)
@@ -60,9 +68,10 @@ class _File:
     frames: int
     acquired_ms: float | None
     ophthalmic_run: tuple[str, str] | None  # day and eye: such exports give each file a series of its own
+    synthetic: bool
 
 
-def find_sequences(root: Path, progress: bool = True) -> tuple[list[dict[str, Any]], list[str]]:
+def find_sequences(root: Path, progress: bool = True) -> tuple[list[dict[str, Any]], list[str], bool]:
     """Every angiographic run below a folder, from headers alone.
 
     A multi-frame file is one sequence. Single-frame files of one folder and series are one sequence if their headers
@@ -74,7 +83,8 @@ def find_sequences(root: Path, progress: bool = True) -> tuple[list[dict[str, An
 
     Returns:
         Items with `image` relative to `root` (a file, a folder, or a list of files), `patient` (P0001, ... in the
-        order of paths: the real identifier never leaves this function) and `sequence`; and what was left out and why.
+        order of paths: the real identifier never leaves this function) and `sequence`; what was left out and why; and
+        whether all of it was made by scripts/sequences/phantom.py.
     """
     if not root.is_dir():
         raise FileNotFoundError(bad_value(root, "folder", "absent", "an existing folder of DICOM files"))
@@ -109,7 +119,7 @@ def find_sequences(root: Path, progress: bool = True) -> tuple[list[dict[str, An
         items.append(
             {IMAGE: image, PATIENT: f"P{number:04d}", SEQUENCE: f"P{number:04d}-{counts[patient]:02d}"},
         )
-    return items, left_out
+    return items, left_out, bool(files) and all(file.synthetic for file in files)
 
 
 def _read(path: Path, root: Path) -> _File | str | None:
@@ -136,6 +146,7 @@ def _read(path: Path, root: Path) -> _File | str | None:
                 frames=frames,
                 acquired_ms=acquisition_ms(header),
                 ophthalmic_run=(day, eye) if header.get("Modality") in OPHTHALMIC and day else None,
+                synthetic=header.get("Manufacturer") == SYNTHETIC_MANUFACTURER,
             )
     except SequenceError as error:
         return str(error)
@@ -247,13 +258,38 @@ def split_by_patient(
     return out
 
 
-def write_datalist(path: Path, splits: dict[str, list[dict[str, Any]]], task: dict[str, Any] | None) -> None:
+def write_datalist(path: Path, content: dict[str, Any]) -> None:
     """Write the JSON under a temporary name, then rename."""
-    content = ({TASK: task} if task else {}) | splits
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(path.name + ".tmp")
     scratch.write_text(json.dumps(content, indent=1) + "\n")
     scratch.replace(path)
+
+
+def find_inputs(source: str | Path, dataset_dir: str | Path) -> list[dict[str, Any]]:
+    """Items to predict, from a datalist (.json), a folder of exams, or one DICOM file.
+
+    Raises:
+        FileNotFoundError, ValueError: nothing there, or nothing that is an exam.
+    """
+    path = Path(source)
+    if path.suffix == ".json":
+        items = all_items(path, dataset_dir)
+        if not items:
+            raise ValueError(bad_value(path, "datalist", "empty", "at least one item"))
+        return items
+    if path.is_file():
+        return [{IMAGE: path, SOURCE: path.name}]
+    items, left_out, _ = find_sequences(path)
+    for reason in left_out:
+        logger.warning(f"left out: {reason}")
+    if not items:
+        raise ValueError(bad_value(path, "folder", "without DICOM images", "at least one angiography exam"))
+    for item in items:
+        image = item[IMAGE]
+        item[SOURCE] = image if isinstance(image, str) else f"{image[0]} (+{len(image) - 1} files)"
+        item[IMAGE] = path / image if isinstance(image, str) else [path / name for name in image]
+    return items
 
 
 def make_datalist(
@@ -278,7 +314,7 @@ def make_datalist(
         ValueError: nothing to list, or labels and sequences do not fit together.
     """
     root = Path(dataset_dir)
-    items, left_out = find_sequences(root)
+    items, left_out, synthetic = find_sequences(root)
     if not items:
         raise ValueError(bad_value(root, "folder", "without DICOM images", "at least one angiography exam"))
     lines = [f"left out: {reason}" for reason in left_out]
@@ -290,7 +326,7 @@ def make_datalist(
         lines += [f"no label: {image}" for image in without]
         splits = split_by_patient(items, num_folds, seed)
     path = Path(output) if output else root / "datalist.json"
-    write_datalist(path, splits, task)
+    write_datalist(path, ({TASK: task} if task else {}) | {SYNTHETIC: synthetic} | splits)
     for split, chosen in splits.items():
         counts = ""
         if task and task[TYPE] != MULTILABEL:

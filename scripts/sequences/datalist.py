@@ -20,6 +20,7 @@ from scripts.keys import (
     SEQUENCE,
     SOURCE,
     SPLITS,
+    SYNTHETIC,
     TASK,
     TASK_TYPES,
     TYPE,
@@ -123,6 +124,11 @@ def read_task(path: str | Path, dataset_dir: str | Path) -> Task:
             bad_value(path, TASK, "absent", f"a type of {TASK_TYPES} and the names of the classes")
         )
     return content[TASK]
+
+
+def is_synthetic(path: str | Path) -> bool:
+    """True if the list says that its exams were made by a program."""
+    return json.loads(Path(path).read_text()).get(SYNTHETIC) is True
 
 
 def datalist_digest(path: str | Path) -> str:

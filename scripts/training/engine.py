@@ -41,6 +41,11 @@ def likelihood_metric() -> EpochMetric:
     )
 
 
+def loss_of(output: dict[str, Any]) -> float:
+    """The loss in a trainer's output."""
+    return float(output[CommonKeys.LOSS].detach())
+
+
 def is_better(current: float, best: float) -> bool:
     """True if a metric improved; a NaN never wins, and is beaten by any number."""
     return math.isfinite(current) and not (math.isfinite(best) and current <= best)
@@ -56,7 +61,7 @@ class StopOnNonFiniteLoss:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
 
     def __call__(self, engine: Engine) -> None:
-        loss = float(engine.state.output[CommonKeys.LOSS])
+        loss = loss_of(engine.state.output)
         if not math.isfinite(loss):
             sources = ", ".join(engine.state.batch[SOURCE][:4])
             raise ValueError(
@@ -82,16 +87,18 @@ class EpochProgress:
         engine.add_event_handler(Events.COMPLETED, self.close)
 
     def start(self, engine: Engine) -> None:
-        self.bar = tqdm(total=engine.state.max_epochs, desc=self.label, unit="epoch")
+        self.bar = tqdm(total=engine.state.max_epochs, desc=self.label, unit="epoch", mininterval=1, disable=engine.state.rank > 0)
 
     def advance(self, engine: Engine) -> None:
         metrics = {name: f"{value:.3f}" for name, value in self.evaluator.state.metrics.items()}
-        self.bar.set_postfix(loss=f"{float(engine.state.output[CommonKeys.LOSS]):.3f}", **metrics)
+        self.bar.set_postfix(loss=f"{loss_of(engine.state.output):.3f}", **metrics)
         self.bar.update()
 
     def close(self, engine: Engine) -> None:
         self.bar.close()
         state = self.evaluator.state
+        if engine.state.rank > 0:
+            return
         logger.info(
             f"{self.label}: stopped after {engine.state.epoch} epochs; best epoch {state.best_metric_epoch}, "
             f"{state.key_metric_name} {state.best_metric:.3f}"
