@@ -1,0 +1,70 @@
+"""The whole flow on synthetic exams, by the very commands a user would type."""
+
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from scripts.errors import bad_value
+from scripts.networks.card import card_path, read_card
+from scripts.networks.weights import fetch
+from scripts.sequences.collect import make_datalist
+from scripts.sequences.phantom import CLASSES, write_exams
+
+BUNDLE_ROOT = Path(__file__).resolve().parent.parent
+KIND = "ffa_leak"
+ENCODER_WEIGHTS = "dinov2_small"
+IMAGE_SIZE = 112  # a quarter of the encoder's work at 224; enough for the synthetic spots
+
+
+def run_demo(output_dir: str, num_patients: int, seed: int) -> None:
+    """Make exams, cache their features, train, evaluate beside controls, predict; print each command.
+
+    Raises:
+        ValueError: models/model.pt is there and was not trained on synthetic exams.
+        OSError: the encoder weights cannot be had.
+        RuntimeError: a command failed; its own message stands above.
+    """
+    start = time.monotonic()
+    out, models = Path(output_dir).resolve(), BUNDLE_ROOT / "models"
+    model_path, data = models / "model.pt", out / "data"
+    if card_path(model_path).is_file() and not read_card(model_path).get("synthetic"):
+        raise ValueError(
+            bad_value(model_path, "content", "a model of real exams", "none, or one of a demo", "Move it away first.")
+        )
+    print("1. Synthetic exams, as DICOM")
+    labels = write_exams(data, KIND, num_patients, seed)
+    print(make_datalist(data, labels, classes=CLASSES[KIND], seed=seed))
+
+    print(f"\n2. Encoder weights: {ENCODER_WEIGHTS}")
+    path, digest = fetch(ENCODER_WEIGHTS, models)
+    print(f"{path}, digest {digest[:16]}")
+
+    places = ["--dataset_dir", str(data), "--output_dir", str(out / "output")]
+    size = ["--image_size", str(IMAGE_SIZE)]
+    print("\n3. Every frame through the frozen encoder, once")
+    _workflow(["cache_features.yaml"], [*places, *size])
+    print("\n4. The temporal head on the stored features")
+    _workflow(["train.yaml"], [*places, *size, "--seed", str(seed)])
+    print("\n5. Held-out patients, beside the controls (synthetic)")
+    _workflow(["train.yaml", "evaluate.yaml"], [*places, *size, "--seed", str(seed)])
+    print("\n6. Predictions for one patient's exams, straight from DICOM")
+    patient = sorted((data / "exams").iterdir())[0]
+    _workflow(["inference.yaml"], ["--input", str(patient), "--output_dir", str(out / "output")])
+    print(f"\nDone in {time.monotonic() - start:.0f} s. All numbers are of synthetic exams.")
+    print(f"report:      {out / 'output' / 'report.html'}\npredictions: {out / 'output' / 'predictions.csv'}")
+    print(f"model:       {model_path}")
+
+
+def _workflow(files: list[str], overrides: list[str]) -> None:
+    paths = [str(BUNDLE_ROOT / "configs" / name) for name in files]
+    config = paths[0] if len(paths) == 1 else repr(paths).replace(" ", "")
+    command = ["python", "-m", "monai.bundle", "run", "--config_file", config, "--bundle_root", str(BUNDLE_ROOT)]
+    command += overrides
+    print("$ " + shlex.join(command), flush=True)
+    # MONAI warns that a config runs code, which is so, and this one is ours.
+    quiet = {**os.environ, "PYTHONWARNINGS": "ignore::UserWarning:monai.bundle.scripts"}
+    if subprocess.run([sys.executable, *command[1:]], env=quiet, check=False).returncode:
+        raise RuntimeError(bad_value("demo", "command", files[-1], "an end without error; see its message above"))
