@@ -1,0 +1,82 @@
+"""Encoder and head in one: chunks change neither logits nor the memory's bound."""
+
+import pytest
+import torch
+
+from scripts.networks.classifier import SequenceClassifier
+from scripts.networks.encoder import FrameEncoder
+from scripts.networks.heads import GRUHead
+from scripts.networks.weights import load_into
+
+B, T, SIDE = 2, 7, 32
+
+
+def classifier_of(chunk_frames: int) -> SequenceClassifier:
+    encoder = FrameEncoder("test_vit")
+    load_into(encoder, "random:0", "models")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        head = GRUHead(encoder.num_features, 3, hidden_size=8)
+    return SequenceClassifier(encoder, head, chunk_frames).eval()
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(B, T, 3, SIDE, SIDE, generator=generator)
+    return image, torch.tensor([T, 4]), torch.arange(T).float()[None].repeat(B, 1) * 100
+
+
+@pytest.mark.parametrize("chunk_frames", [1, 3, 4, 5, 13])
+@torch.inference_mode()
+def test_chunks_change_no_logit_and_the_encoder_never_sees_more_frames_at_once(batch, chunk_frames):
+    seen: list[int] = []
+    network = classifier_of(chunk_frames)
+    network.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    logits = network(*batch)
+    torch.testing.assert_close(logits, classifier_of(B * T)(*batch))  # same result ...
+    assert max(seen) == chunk_frames  # ... in pieces
+    assert sum(seen) == B * T
+    assert logits.shape == (B, 3)
+
+
+@torch.inference_mode()
+def test_logits_are_the_heads_on_each_sequences_own_features(batch):
+    image, lengths, times = batch
+    network = classifier_of(4)
+    features = torch.stack([network.encoder(sequence) for sequence in image])  # (B, T, D)
+    torch.testing.assert_close(network.encode(image), features)
+    torch.testing.assert_close(network(*batch), network.head(features, lengths, times))
+
+
+@torch.inference_mode()
+def test_weigh_gives_the_logits_of_forward_and_weights_that_sum_to_one(batch):
+    network = classifier_of(4)
+    logits, weights = network.weigh(*batch)
+    torch.testing.assert_close(logits, network(*batch), rtol=0, atol=0)
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(B))
+    assert bool((weights[1, 4:] == 0).all())
+
+
+@torch.inference_mode()
+def test_image_alone_means_full_lengths_and_unknown_times(batch):
+    network = classifier_of(8)
+    unknown = torch.full((B, T), torch.nan)
+    wanted = network(batch[0], torch.full((B,), T), unknown)
+    torch.testing.assert_close(network(batch[0]), wanted, rtol=0, atol=0)
+
+
+@torch.inference_mode()
+def test_sequence_of_one_frame_is_classified():
+    logits = classifier_of(8)(torch.rand(1, 1, 3, SIDE, SIDE))
+    assert logits.shape == (1, 3)
+    assert bool(torch.isfinite(logits).all())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch 2.15
+@torch.inference_mode()
+def test_scripted_classifier_equals_the_eager_one(batch):
+    network = classifier_of(4)
+    scripted = torch.jit.script(network)
+    torch.testing.assert_close(scripted(*batch), network(*batch))
+    torch.testing.assert_close(scripted(batch[0]), network(batch[0]))
