@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from scripts.errors import bad_value
 
+APPEARANCE_WIDTH = 16  # narrow, so that it cannot learn patients by heart
 TIME_FEATURES = 3  # log of seconds since the first frame, log of seconds since the one before, known or not
 
 
@@ -54,16 +55,18 @@ def encode_times(frame_times_ms: Tensor | None, mask: Tensor) -> Tensor:
 
 
 class GRUHead(nn.Module):
-    """A gated recurrent unit over the frames, read out by attention over its states.
+    """A gated recurrent unit over the change from frame to frame, read out by attention over its states.
 
-    Features are standardised by the training set's statistics (`fit_scale`), which travel in the state dict.
+    The recurrent part sees each frame's features less their mean over the sequence: contrast dynamics are small beside
+    what makes one patient's images differ from another's, and drown in it otherwise (docs/benchmarks.md). That mean,
+    the sequence's appearance, reaches the classifier beside it through a narrow layer. Features are standardised by
+    the training set's statistics (`fit_scale`), which travel in the state dict.
 
     Args:
         num_features: D.
         num_classes: K, the number of logits.
         hidden_size: M, width of the recurrent state.
-        num_layers: stacked recurrent layers.
-        dropout: on features and on the pooled state, during training.
+        dropout: on the recurrent input and on what is classified, during training.
         use_times: feed elapsed time to the network beside the features.
     """
 
@@ -72,22 +75,23 @@ class GRUHead(nn.Module):
         num_features: int,
         num_classes: int,
         hidden_size: int = 128,
-        num_layers: int = 1,
-        dropout: float = 0.2,
+        dropout: float = 0.3,
         use_times: bool = True,
     ) -> None:
         super().__init__()
-        for name, value in (("num_features", num_features), ("num_classes", num_classes)):
+        sizes = (("num_features", num_features), ("num_classes", num_classes), ("hidden_size", hidden_size))
+        for name, value in sizes:
             if value < 1:
                 raise ValueError(bad_value("head", name, value, "a positive number"))
         self.use_times = use_times
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("std", torch.ones(num_features))
         self.project = nn.Linear(num_features + (TIME_FEATURES if use_times else 0), hidden_size)
-        self.gru = nn.GRU(hidden_size, hidden_size, num_layers, batch_first=True)
+        self.gru = nn.GRU(hidden_size, hidden_size, batch_first=True)
         self.score = nn.Linear(hidden_size, 1)
+        self.appearance = nn.Linear(num_features, APPEARANCE_WIDTH)
         self.dropout = nn.Dropout(dropout)
-        self.classify = nn.Linear(2 * hidden_size, num_classes)
+        self.classify = nn.Linear(2 * hidden_size + APPEARANCE_WIDTH, num_classes)
 
     def fit_scale(self, mean: Tensor, std: Tensor) -> None:
         """Take mean and standard deviation of the training features, (D,) each."""
@@ -109,14 +113,18 @@ class GRUHead(nn.Module):
         """
         mask = real_frames(features, lengths)  # (B, T)
         x = (features.to(self.mean.dtype) - self.mean) / self.std
+        x = torch.where(mask[:, :, None], x, torch.zeros_like(x))
+        count = mask.sum(dim=1)  # (B,)
+        static = x.sum(dim=1) / count[:, None]  # (B, D)
+        x = x - static[:, None, :]
         if self.use_times:
             x = torch.cat([x, encode_times(frame_times_ms, mask).to(x.dtype)], dim=-1)  # (B, T, D + 3)
-        x = torch.where(mask[:, :, None], x, torch.zeros_like(x))
         states, _ = self.gru(self.dropout(torch.relu(self.project(x))))  # (B, T, M)
         weights = self.score(states).squeeze(-1).masked_fill(~mask, float("-inf")).softmax(dim=1)  # (B, T)
         pooled = (weights[:, :, None] * states).sum(dim=1)  # (B, M)
-        last = states[torch.arange(states.shape[0], device=states.device), mask.sum(dim=1) - 1]  # (B, M)
-        return self.classify(self.dropout(torch.cat([pooled, last], dim=-1))), weights
+        last = states[torch.arange(states.shape[0], device=states.device), count - 1]  # (B, M)
+        read = torch.cat([pooled, last, torch.relu(self.appearance(static))], dim=-1)
+        return self.classify(self.dropout(read)), weights
 
     def forward(
         self, features: Tensor, lengths: Tensor | None = None, frame_times_ms: Tensor | None = None
