@@ -1,0 +1,111 @@
+"""Controls beside a trained head: what one frame can tell, and what a head makes of a dataset."""
+
+import numpy as np
+import pytest
+import torch
+
+from scripts.features.batching import FeatureDataset
+from scripts.features.extract import entry_key
+from scripts.features.store import FeatureStore, StoredSequence
+from scripts.keys import FEATURES, FRAME_TIMES, LABEL, MULTICLASS, MULTILABEL
+from scripts.networks.heads import GRUHead
+from scripts.training.controls import labels_of, predict, single_best_frame
+from tests.exams import item_of
+
+K, D = 3, 4
+SPLITS = {"training": 30, "validation": 15, "test": 15}
+
+
+@pytest.fixture
+def splits(tmp_path):
+    """Datasets whose class is in the frame at one `position` of noisy sequences alone, if anywhere."""
+
+    def make(position: float | None, labels=lambda n: n % K) -> dict[str, FeatureDataset]:
+        generator = torch.Generator().manual_seed(0)
+        store = FeatureStore.create(tmp_path / "features", {"test": "controls"})
+        out = {}
+        for split, count in SPLITS.items():
+            items = []
+            with store.writer() as writer:
+                for n in range(count):
+                    path = tmp_path / f"{split}-{n}.dcm"
+                    path.write_text(path.name)
+                    items.append(item_of(path, **{LABEL: labels(n)}))
+                    length = 9 + 4 * (n % 4)
+                    features = torch.randn(length, D, generator=generator)
+                    if position is not None:
+                        signal = torch.zeros(D)
+                        signal[:K] = (
+                            torch.eye(K)[labels(n)] if isinstance(labels(n), int) else torch.tensor(labels(n))
+                        )
+                        features[round(position * (length - 1))] = 10 * signal
+                    stored = StoredSequence(features, torch.arange(length) * 100.0, torch.arange(length))
+                    writer.add(entry_key(items[-1]), stored)
+            out[split] = FeatureDataset(items, store)
+        return out
+
+    return make
+
+
+@pytest.mark.parametrize("position", [0.0, 0.25, 0.5, 1.0])
+def test_single_best_frame_finds_the_only_position_that_carries_the_class(splits, position):
+    data = splits(position)
+    probabilities, found = single_best_frame(*data.values(), K, MULTICLASS)
+    assert found == position
+    assert probabilities.shape == (SPLITS["test"], K)
+    assert (probabilities.argmax(axis=1) == labels_of(data["test"])).all()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1.0)
+
+
+def test_single_best_frame_of_noise_stays_near_chance(splits):
+    data = splits(None)
+    probabilities, _ = single_best_frame(*data.values(), K, MULTICLASS)
+    assert (probabilities.argmax(axis=1) == labels_of(data["test"])).mean() < 0.7
+
+
+def test_single_best_frame_of_several_labels_gives_a_probability_each(splits):
+    data = splits(0.5, labels=lambda n: [n % 2, (n // 2) % 2, (n // 3) % 2])
+    probabilities, found = single_best_frame(*data.values(), K, MULTILABEL)
+    assert found == 0.5
+    assert ((probabilities > 0.5) == labels_of(data["test"])).all()
+
+
+def test_single_best_frame_gives_a_class_absent_from_training_probability_zero(splits):
+    data = splits(0.5, labels=lambda n: 2 * (n % 2))  # classes 0 and 2 of three
+    probabilities, _ = single_best_frame(*data.values(), K, MULTICLASS)
+    assert (probabilities[:, 1] == 0).all()
+    assert (probabilities.argmax(axis=1) == labels_of(data["test"])).all()
+
+
+@pytest.mark.xfail(strict=True, raises=UserWarning, reason="sklearn warns of each position and penalty")
+def test_single_best_frame_takes_a_validation_split_that_lacks_a_class(splits):
+    data = splits(0.5, labels=lambda n: 2 if n >= SPLITS["validation"] else n % 2)
+    assert set(labels_of(data["training"])) == {0, 1, 2}
+    assert set(labels_of(data["validation"])) == {0, 1}
+    assert single_best_frame(*data.values(), K, MULTICLASS)[1] == 0.5
+
+
+def test_single_best_frame_gives_the_same_answer_twice(splits):
+    data = splits(0.25)
+    first, again = (single_best_frame(*data.values(), K, MULTICLASS)[0] for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("task_type", [MULTICLASS, MULTILABEL])
+def test_predictions_are_the_heads_own_whatever_the_batch_size(splits, task_type):
+    dataset, head = splits(None)["test"], GRUHead(D, K, hidden_size=4)
+    head.train()
+    found = predict(head, dataset, "cpu", task_type)
+    assert found.shape == (SPLITS["test"], K)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(predict(head, dataset, "cpu", task_type, batch_size=2), found, rtol=1e-5)
+    with torch.inference_mode():
+        for n in (0, 7):
+            item = dataset[n]
+            logits = head(item[FEATURES][None], None, item[FRAME_TIMES][None])[0]
+            alone = logits.sigmoid() if task_type == MULTILABEL else logits.softmax(dim=0)
+            np.testing.assert_allclose(found[n], alone.numpy(), rtol=1e-5)
+
+
+def test_labels_are_indices_or_zeros_and_ones_in_the_datasets_order(splits):
+    assert labels_of(splits(None)["test"]).tolist() == [n % K for n in range(SPLITS["test"])]

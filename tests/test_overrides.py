@@ -1,0 +1,167 @@
+"""The first step of every workflow: unknown override names are refused, our errors are one line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.overrides import RUN_ARGUMENTS, reject_unknown_ids
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def configs(tmp_path) -> list[str]:
+    """A config file and its overlay."""
+    (tmp_path / "train.yaml").write_text("learning_rate: 0.1\ntrain:\n  trainer: 1\nimports: []\n")
+    (tmp_path / "evaluate.yaml").write_text("split: test\ntrain::trainer: 2\n")
+    return [str(tmp_path / "train.yaml"), str(tmp_path / "evaluate.yaml")]
+
+
+# --- names ---
+
+
+@pytest.mark.parametrize(
+    ("given", "near"),
+    [
+        (["--learning_rte", "0.2"], "learning_rate"),
+        (["--learning_rte=0.2"], "learning_rate"),
+        (["--trian::trainer", "1"], "train"),
+        (["--learning-rate", "0.2"], "learning_rate"),
+        (["--_meta", "x"], None),
+        (["--zzz", "1"], None),
+    ],
+)
+def test_unknown_id_is_refused_with_the_nearest_one(configs, given, near):
+    name = given[0].partition("=")[0]
+    with pytest.raises(ValueError, match=f"command line: {name} is no id of the config files") as error:
+        reject_unknown_ids(["run", "--config_file", configs[0], *given])
+    assert str(error.value).endswith(f"Did you mean --{near}?" if near else "needs one of theirs.")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [],
+        ["--learning_rate", "0.2"],
+        ["--learning_rate=0.2"],
+        ["--learning_rate", "-0.2"],
+        ["--train::trainer", "3"],
+        ["--train#trainer", "3"],
+        ["--+imports", "[]"],
+        ["--_meta_::version", "1"],
+        *(["--" + name, "x"] for name in RUN_ARGUMENTS if name not in ("config_file", "args_file")),
+    ],
+)
+def test_known_ids_pass_in_every_form(configs, given):
+    reject_unknown_ids(["run", "--config_file", configs[0], *given])
+
+
+@pytest.mark.parametrize("form", ["['{}','{}']", "[{},{}]", "['{}', '{}']", "{},{}", '["{}","{}"]'])
+@pytest.mark.parametrize("joined", [True, False])
+def test_ids_of_every_file_of_a_list_are_known(configs, form, joined):
+    files = form.format(*configs)
+    start = ["run", f"--config_file={files}"] if joined else ["run", "--config_file", files]
+    reject_unknown_ids([*start, "--split", "validation", "--learning_rate", "0.2"])
+    with pytest.raises(ValueError, match=r"--splt is no id of the config files.* Did you mean --split"):
+        reject_unknown_ids([*start, "--splt", "validation"])
+
+
+def test_id_of_an_overlay_is_unknown_without_it(configs):
+    with pytest.raises(ValueError, match="--split is no id"):
+        reject_unknown_ids(["run", "--config_file", configs[0], "--split", "test"])
+
+
+def test_ids_of_the_arguments_file_are_checked_too(configs, tmp_path):
+    arguments = tmp_path / "arguments.yaml"
+    arguments.write_text("learning_rate: 0.2\n")
+    given = ["run", "--config_file", configs[0], "--args_file", str(arguments)]
+    reject_unknown_ids(given)
+    arguments.write_text("learning_rte: 0.2\n")
+    with pytest.raises(ValueError, match=r"--learning_rte is no id.*--learning_rate"):
+        reject_unknown_ids(given)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=ValueError, reason="config_file is looked for on the command line alone"
+)
+def test_config_file_may_stand_in_the_arguments_file(configs, tmp_path):
+    arguments = tmp_path / "arguments.yaml"
+    arguments.write_text(f"config_file: {configs[0]}\nlearning_rate: 0.2\n")
+    reject_unknown_ids(["run", "--args_file", str(arguments), "--train::trainer", "1"])
+
+
+def test_nothing_is_checked_outside_of_a_bundle_run(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pytest", "--learning_rte", "1"])
+    reject_unknown_ids()
+
+
+def test_command_line_of_a_bundle_run_is_checked(configs, monkeypatch):
+    program = "/anywhere/site-packages/monai/bundle/__main__.py"
+    monkeypatch.setattr(sys, "argv", [program, "run", "--config_file", configs[0], "--learning_rte", "1"])
+    with pytest.raises(ValueError, match="--learning_rte"):
+        reject_unknown_ids()
+
+
+def test_ids_of_every_config_of_this_bundle_are_known_to_it():
+    files = sorted((ROOT / "configs").glob("*.yaml"))
+    overlay = {
+        "evaluate.yaml": "train.yaml",
+        "multi_gpu_train.yaml": "train.yaml",
+        "multi_gpu_cache.yaml": "cache_features.yaml",
+    }
+    checked = 0
+    for file in files:
+        base = overlay.get(file.name)
+        listed = f"['{file.with_name(base)}','{file}']" if base else str(file)
+        reject_unknown_ids(["run", "--config_file", listed, "--dataset_dir", "/data", "--output_dir", "/out"])
+        checked += 1
+    assert checked >= 6
+
+
+# --- errors ---
+
+OURS = "from scripts.networks.heads import make_head; make_head('lstm', 1, 1)"
+WRAPPED = f"""
+try:
+    {OURS}
+except ValueError as error:
+    raise RuntimeError('config text of many lines') from error
+"""
+SLIP = "from scripts.networks.heads import make_head; make_head('gru', 'many', 1)"  # TypeError in our code
+PLAIN = "error: configuration: head_name is lstm, needs one of gru.\n"
+
+
+def failed(code: str, **environment: str) -> subprocess.CompletedProcess:
+    """A process that shows errors plainly and runs the code."""
+    start = "from scripts.overrides import show_errors_plainly; show_errors_plainly()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", start + code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    return done
+
+
+@pytest.mark.parametrize("code", [OURS, WRAPPED])
+def test_our_error_is_shown_as_its_one_line_also_where_it_was_wrapped(code):
+    assert failed(code).stderr == PLAIN
+
+
+@pytest.mark.parametrize("code", ["1 / 0", SLIP, "raise ValueError('said elsewhere')"])
+def test_other_errors_come_with_their_traceback(code):
+    shown = failed(code).stderr
+    assert shown.startswith("Traceback (most recent call last):")
+    assert "error: " not in shown.splitlines()[0]
+    assert any(kind in shown for kind in ("ZeroDivisionError", "TypeError", "ValueError: said elsewhere"))
+
+
+def test_traceback_of_our_error_is_shown_on_request():
+    shown = failed(OURS, ANGIOGRAPHY_TRACEBACK="1").stderr
+    assert shown.startswith("Traceback (most recent call last):")
+    assert "head_name is lstm" in shown.splitlines()[-1]
