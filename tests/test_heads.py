@@ -59,9 +59,9 @@ def test_gradients_stay_finite_when_padding_and_times_are_not():
     features, times = batch_of()
     features[~real_frames(features, LENGTHS)] = torch.nan
     head(features, LENGTHS, times).sum().backward()
-    grads = [parameter.grad for parameter in head.parameters()]
-    assert len(grads) == 10
-    assert all(bool(torch.isfinite(grad).all()) for grad in grads)
+    finite = {name: bool(torch.isfinite(p.grad).all()) for name, p in head.named_parameters()}
+    assert finite == dict.fromkeys(finite, True)
+    assert {"project.weight", "gru.weight_hh_l0", "classify.weight"} <= finite.keys()
 
 
 @torch.inference_mode()
@@ -72,6 +72,17 @@ def test_weights_sum_to_one_over_real_frames_and_are_zero_on_padding():
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(B))
     assert bool((weights[~mask] == 0).all())
     assert bool((weights[mask] > 0).all())
+
+
+@torch.inference_mode()
+def test_weights_follow_the_change_between_frames_and_not_what_all_frames_share():
+    features, times = batch_of()
+    head = head_of()
+    shared = torch.randn(B, 1, D, generator=torch.Generator().manual_seed(5))
+    logits, weights = head.weigh(features, LENGTHS, times)
+    moved_logits, moved_weights = head.weigh(features + shared, LENGTHS, times)
+    torch.testing.assert_close(moved_weights, weights)
+    assert not torch.allclose(moved_logits, logits)  # which reaches the classifier beside them
 
 
 @torch.inference_mode()
