@@ -112,8 +112,8 @@ def load_model(network: nn.Module, model_path: str | Path) -> None:
         raise ValueError(
             bad_value(
                 path,
-                "weights",
-                f"of another architecture: {len(wrong)} tensors differ, first {wrong[0]}",
+                "architecture",
+                f"another: {len(wrong)} tensors differ, first {wrong[0]}",
                 "those of the network in its card",
                 "Leave encoder_name, head_name, hidden_size and classes as the card has them.",
             )
