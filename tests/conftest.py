@@ -27,7 +27,7 @@ PERSON = {  # planted in files; none of it may come back
     "ReferringPhysicianName": "Zwirnagl^Doctor",
     "StudyDescription": "zwirnagl study text",
 }
-MESSAGE = re.compile(r"(?P<item>.+?): (?P<field>.+?) is (?P<found>.+), needs (?P<allowed>.+?)\.( [A-Z].*\.)?")
+MESSAGE = re.compile(r"(?P<item>.+?): (?P<field>.+?) is (?P<found>.+), needs (?P<allowed>.+?)\.( [A-Z].*)?")
 
 
 def ramp(num_frames: int = 4, rows: int = 12, columns: int = 10, bits: int = 8) -> np.ndarray:

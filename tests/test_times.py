@@ -166,3 +166,13 @@ def test_temporal_order_orders_whatever_the_files_are_called():
     order = temporal_order([float(v) for v in shuffled], [None] * 50)
     assert [int(shuffled[i]) for i in order] == list(range(50))
     assert not any(math.isnan(v) for v in order)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="bug: overflows: infinite times and numpy's RuntimeWarning, or OverflowError"
+)
+@pytest.mark.parametrize(("keyword", "value"), [("FrameTime", "1e308"), ("CineRate", 1e-320)])
+def test_frame_times_of_an_interval_too_large_to_count_are_unknown(keyword, value):
+    ds = {keyword: value}  # `get` is all that frame_times asks of a header
+    times = frame_times(ds, 4)
+    assert times[0] == 0 and np.isnan(times[1:]).all()
