@@ -8,13 +8,14 @@ Imports point from the end of this list to its beginning, never back.
 
     sequences/     files -> frames
       phantom      seed -> synthetic exams as DICOM, labels.csv (phantom_ffa, phantom_xa: their pixels)
-      collect      folder, labels.csv -> datalist: runs grouped, patients kept apart
-      datalist     datalist.json -> checked items, task
+      labels       items, labels.csv -> labelled items, task, splits with patients kept apart
+      collect      folder, labels.csv -> runs grouped from headers, datalist.json
       times        timing attributes -> frame_times_ms (T,), order of files
       pixels       header, file -> checked pixel data -> stored values of chosen frames
       dicom        file, folder or list -> SequenceHeader -> stored frames (T, H, W)
       frames       stored frames -> grey, resized, normalised (T, H, W) -> encoder input (T, 3, H, W)
       transforms   the same as MONAI MapTransforms
+      datalist     datalist.json -> checked items, task
       dataset      items -> encoder input, bad exams marked and passed on
 
     networks/      tensors -> tensors
@@ -27,6 +28,7 @@ Imports point from the end of this list to its beginning, never back.
     features/      frames -> features on disk
       shards       entries <-> one file, whole or not at all
       store        key -> features (T, D), times, indices; one fingerprint a store
+      fingerprint  encoder, preprocessing, precision -> what a store must have been made with
       extract      items, encoder -> store
       batching     store, labels -> batch (B, T, D), lengths, frame_times_ms, label
 

@@ -1,13 +1,11 @@
 """`python -m scripts COMMAND`: make exams, lists and weights, or run the whole demo; each command has --help."""
 
-import sys
-
 
 class Commands:
     """Commands beside the workflows of configs/, which run with `python -m monai.bundle run`."""
 
     def phantom(
-        self, output_dir: str, kind: str = "ffa_leak", num_patients: int = 80, seed: int = 0, rows: int = 256
+        self, output_dir: str, kind: str = "ffa_leak", num_patients: int = 120, seed: int = 0, rows: int = 256
     ) -> None:
         """Write synthetic angiography exams as DICOM, with labels.csv.
 
@@ -66,7 +64,7 @@ class Commands:
         path, digest = fetch(name, models_dir, source)
         print(f"{path}\ndigest {digest}\n{NAMED[name].origin}\nlicence: {NAMED[name].licence}")
 
-    def demo(self, output_dir: str = "demo", num_patients: int = 80, seed: int = 0) -> None:
+    def demo(self, output_dir: str = "demo", num_patients: int = 120, seed: int = 0) -> None:
         """Run everything on synthetic exams: make, cache, train, evaluate, predict. Takes a few minutes.
 
         Args:
@@ -90,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -32,7 +32,13 @@ def run_demo(output_dir: str, num_patients: int, seed: int) -> None:
     model_path, data = models / "model.pt", out / "data"
     if card_path(model_path).is_file() and not read_card(model_path).get("synthetic"):
         raise ValueError(
-            bad_value(model_path, "content", "a model of real exams", "none, or one of a demo", "Move it away first.")
+            bad_value(
+                model_path,
+                "content",
+                "a model of real exams",
+                "none, or one of a demo",
+                "Move it away first.",
+            )
         )
     print("1. Synthetic exams, as DICOM")
     labels = write_exams(data, KIND, num_patients, seed)
@@ -61,7 +67,16 @@ def run_demo(output_dir: str, num_patients: int, seed: int) -> None:
 def _workflow(files: list[str], overrides: list[str]) -> None:
     paths = [str(BUNDLE_ROOT / "configs" / name) for name in files]
     config = paths[0] if len(paths) == 1 else repr(paths).replace(" ", "")
-    command = ["python", "-m", "monai.bundle", "run", "--config_file", config, "--bundle_root", str(BUNDLE_ROOT)]
+    command = [
+        "python",
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        config,
+        "--bundle_root",
+        str(BUNDLE_ROOT),
+    ]
     command += overrides
     print("$ " + shlex.join(command), flush=True)
     # MONAI warns that a config runs code, which is so, and this one is ours.

@@ -50,18 +50,18 @@ def reject_unknown_ids(arguments: Sequence[str] | None = None) -> None:
             name, has_value, value = argument[2:].partition("=")
             given[name] = value if has_value else next(iter(arguments[i + 1 :]), "")
             names.append(name)
+    if given.get("args_file"):
+        from_file = ConfigParser.load_config_file(given["args_file"])
+        names += from_file
+        given.setdefault("config_file", str(from_file.get("config_file", "")))
     files = given.get("config_file", "").strip("[]").replace("'", "").replace('"', "").split(",")
     known = set(ConfigParser.load_config_files([file.strip() for file in files if file.strip()]))
-    if given.get("args_file"):
-        names += ConfigParser.load_config_file(given["args_file"])
     for name in names:
         top = name.replace("#", "::").split("::")[0].lstrip("+%")
         if top not in known and top not in RUN_ARGUMENTS and top != "_meta_":
             near = difflib.get_close_matches(top, sorted(known), n=1, cutoff=0.5)
             hint = f" Did you mean --{near[0]}?" if near else ""
-            raise ValueError(
-                f"command line: --{name} is no id of the config files, needs one of theirs.{hint}"
-            )
+            raise ValueError(f"command line: --{name} is no id of the config files, needs one of theirs.{hint}")
 
 
 def show_errors_plainly() -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from scripts.errors import bad_value
+from scripts.errors import SequenceError, bad_value
 from scripts.features.extract import entry_key
 from scripts.features.store import FeatureStore
 from scripts.keys import (
@@ -56,19 +56,15 @@ class FeatureDataset(Dataset):
         seed: int = 0,
     ) -> None:
         if frames_shown not in FRAMES_SHOWN:
-            raise ValueError(
-                bad_value("configuration", "frames_shown", frames_shown, f"one of {FRAMES_SHOWN}")
-            )
+            raise ValueError(bad_value("configuration", "frames_shown", frames_shown, f"one of {FRAMES_SHOWN}"))
         if not 0.0 <= frame_dropout < 1.0:
-            raise ValueError(
-                bad_value("configuration", "frame_dropout", frame_dropout, "0.0 up to below 1.0")
-            )
+            raise ValueError(bad_value("configuration", "frame_dropout", frame_dropout, "0.0 up to below 1.0"))
         self.store = store
         self.frames_shown = frames_shown
         self.frame_dropout = frame_dropout
         self.random = np.random.default_rng(seed)
-        keyed = [(item, entry_key(item)) for item in data]
-        missing = [item[SOURCE] for item, key in keyed if key not in store]
+        keyed = [(item, _key_or_none(item)) for item in data]
+        missing = [item[SOURCE] for item, key in keyed if key is None or key not in store]
         if missing:
             message = bad_value(
                 store.path,
@@ -81,8 +77,8 @@ class FeatureDataset(Dataset):
             if not skip_missing or len(missing) == len(keyed):
                 raise ValueError(message)
             logger.warning(message)
-        self.data = [item for item, key in keyed if key in store]
-        self.keys = [key for _, key in keyed if key in store]
+        stored = [(item, key) for item, key in keyed if key is not None and key in store]
+        self.data, self.keys = [item for item, _ in stored], [key for _, key in stored]
 
     def __len__(self) -> int:
         return len(self.data)
@@ -99,6 +95,14 @@ class FeatureDataset(Dataset):
         item = self.data[index]
         out = {FEATURES: features, FRAME_TIMES: times, SOURCE: item[SOURCE]}
         return out | {key: item[key] for key in (LABEL, SEQUENCE, PATIENT) if item.get(key) is not None}
+
+
+def _key_or_none(item: dict[str, Any]) -> str | None:
+    """The exam's key, or None if it cannot be read."""
+    try:
+        return entry_key(item)
+    except (OSError, SequenceError):
+        return None
 
 
 def collate_sequences(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -118,7 +122,7 @@ def collate_sequences(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {ERROR: failures} if failures else {}
     if not items:
         return out
-    out |= {key: [item[key] for item in items] for key in items[0]}
+    out |= {key: [item.get(key) for item in items] for key in {key: None for item in items for key in item}}
     main = FEATURES if FEATURES in out else IMAGE
     out[LENGTHS] = torch.tensor([len(x) for x in out[main]])
     out[main] = torch.nn.utils.rnn.pad_sequence(out[main], batch_first=True)  # (B, T, ...)

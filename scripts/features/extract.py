@@ -15,67 +15,13 @@ from torch import nn
 from tqdm import tqdm
 
 from scripts.errors import bad_value
+from scripts.features.fingerprint import PRECISIONS
 from scripts.features.store import FeatureStore, StoredSequence
 from scripts.keys import ERROR, FRAME_INDICES, FRAME_TIMES, FRAMES, IMAGE, SOURCE
 from scripts.sequences.dataset import SequenceDataset, refuse_failures, relative_message
 from scripts.sequences.dicom import sequence_files
-from scripts.sequences.pixels import decoder_versions
 
 logger = logging.getLogger("angiography")
-
-PREPROCESSING_VERSION = 1  # raise it when a change in scripts/sequences changes what the encoder sees
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def make_fingerprint(
-    encoder_name: str, encoder_digest: str, preprocessing: Callable, precision: str
-) -> dict[str, Any]:
-    """All that decides a feature's value besides the exam itself.
-
-    Args:
-        encoder_name: timm name.
-        encoder_digest: of the weights.
-        preprocessing: MONAI Compose from item to encoder input.
-        precision: of the encoder's arithmetic, a key of `PRECISIONS`.
-
-    Raises:
-        ValueError: unknown precision.
-    """
-    if precision not in PRECISIONS:
-        raise ValueError(
-            bad_value("configuration", "precision", precision, f"one of {', '.join(PRECISIONS)}")
-        )
-    return {
-        "encoder": {"name": encoder_name, "digest": encoder_digest},
-        "preprocessing": {"version": PREPROCESSING_VERSION}
-        | {f"{i} {type(t).__name__}": describe(t) for i, t in enumerate(preprocessing.transforms, 1)},  # type: ignore[attr-defined]
-        "precision": precision,
-        "decoders": decoder_versions(),
-    }
-
-
-def describe(value: Any) -> Any:
-    """A transform, or anything it is made of, as JSON: its class and what it was made with."""
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    if isinstance(value, (list, tuple)):
-        return [describe(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): describe(v) for k, v in value.items()}
-    if isinstance(value, type) or hasattr(value, "__code__"):  # a class or a function
-        return value.__qualname__
-    skip = ("keys", "allow_missing_keys", "max_sequence_bytes", "R")  # names of keys, limits, random state
-    settings = {k: v for k, v in vars(value).items() if not k.startswith("_") and k not in skip}
-    return {k: describe(v) for k, v in settings.items()} or type(value).__qualname__
-
-
-def open_store(features_dir: str | Path, fingerprint: dict[str, Any]) -> FeatureStore:
-    """The store to train from, refused if it was made with another encoder, preprocessing or precision.
-
-    Decoder versions are left out of the comparison: whoever trains does not decode.
-    """
-    stored = FeatureStore.open(Path(features_dir)).fingerprint
-    return FeatureStore.open(Path(features_dir), {**fingerprint, "decoders": stored.get("decoders")})
 
 
 def entry_key(item: dict[str, Any]) -> str:
@@ -85,10 +31,11 @@ def entry_key(item: dict[str, Any]) -> str:
         FileNotFoundError, SequenceError: nothing to read there.
     """
     digests = []
-    for path in sequence_files(item[IMAGE]):
+    source = Path(item[IMAGE]) if isinstance(item[IMAGE], str) else item[IMAGE]
+    for path in sequence_files(source):
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    ordered = digests if isinstance(item[IMAGE], list) else sorted(digests)
+    ordered = digests if isinstance(item[IMAGE], list) else sorted(digests)  # a list can say the order of frames
     content = {"files": ordered, FRAMES: item.get(FRAMES), FRAME_TIMES: item.get(FRAME_TIMES)}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
@@ -126,11 +73,10 @@ def cache_features(
         ValueError: the folder holds a store of another fingerprint.
         RunFailedError: the run is complete but some exams could not be used.
     """
-    device = torch.device(device)
     store = FeatureStore.create(Path(features_dir), fingerprint)
     mine = list(items[rank::world_size])
     failures: list[dict[str, str]] = []
-    missing: dict[str, dict[str, Any]] = {}
+    missing: dict[str, list[dict[str, Any]]] = {}  # items that have one content are encoded once
     for item in tqdm(mine, desc="checking", unit="exam", mininterval=1, disable=not progress):
         try:
             key = entry_key(item)
@@ -138,14 +84,26 @@ def cache_features(
             failures.append({SOURCE: item[SOURCE], ERROR: relative_message(error, item)})
             continue
         if key not in store:
-            missing.setdefault(key, item)
-    unread = len(failures)
-    frames, seconds = _encode(
-        list(missing.items()), preprocessing, encoder, store, device, chunk_frames, rank, failures, progress
-    )
+            missing.setdefault(key, []).append(item)
+    there = len(mine) - len(failures) - sum(map(len, missing.values()))
+    dataset = SequenceDataset([same[0] for same in missing.values()], preprocessing)
+    encoded = encode(dataset, encoder, torch.device(device), PRECISIONS[fingerprint["precision"]], chunk_frames)
+    new, frames, start = 0, 0, time.monotonic()
+    with (
+        store.writer(rank=rank) as writer,
+        tqdm(total=len(missing), desc="encoding", unit="exam", mininterval=1, disable=not progress) as bar,
+    ):
+        for (key, same), result in zip(missing.items(), encoded, strict=True):
+            if isinstance(result, StoredSequence):
+                writer.add(key, result)
+                new, frames = new + len(same), frames + len(result.features)
+                bar.set_postfix_str(f"{frames / (time.monotonic() - start):.1f} frames/s", refresh=False)
+            else:
+                failures += [{SOURCE: item[SOURCE], ERROR: result} for item in same]
+            bar.update()
     logger.info(
-        f"{frames} frames computed in {seconds:.1f} s for {len(missing) - len(failures) + unread} new sequences; "
-        f"{len(mine) - len(missing) - unread} of {len(mine)} exams were in the store; {len(failures)} failed"
+        f"{frames} frames computed in {time.monotonic() - start:.1f} s for {new} new exams; "
+        f"{there} of {len(mine)} were in the store; {len(failures)} failed"
     )
     if world_size > 1:
         gathered: list[Any] = [None] * world_size
@@ -171,36 +129,20 @@ def _read_ahead(dataset: SequenceDataset, ahead: int = 2) -> Iterator[dict[str, 
 
 
 @torch.inference_mode()
-def _encode(
-    missing: Sequence[tuple[str, dict[str, Any]]],
-    preprocessing: Callable,
-    encoder: nn.Module,
-    store: FeatureStore,
-    device: torch.device,
-    chunk_frames: int,
-    rank: int,
-    failures: list[dict[str, str]],
-    progress: bool,
-) -> tuple[int, float]:
-    """Encode and store; returns frames computed and seconds taken."""
+def encode(
+    dataset: SequenceDataset, encoder: nn.Module, device: torch.device, dtype: torch.dtype, chunk_frames: int
+) -> Iterator[StoredSequence | str]:
+    """For each exam its features as they are stored, float16, or the reason why it has none."""
     encoder.eval()
-    dtype = PRECISIONS[store.fingerprint["precision"]]
-    dataset = SequenceDataset([item for _, item in missing], preprocessing)
-    frames, start = 0, time.monotonic()
-    with (
-        store.writer(rank=rank) as writer,
-        tqdm(total=len(missing), desc="encoding", unit="exam", mininterval=1, disable=not progress) as bar,
-    ):
-        for (key, _), item in zip(missing, _read_ahead(dataset), strict=True):
-            bar.update()
-            if ERROR in item:
-                failures.append(item)
-                continue
-            image = item[IMAGE]
-            with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-                features = torch.cat([encoder(chunk.to(device)) for chunk in image.split(chunk_frames)])
-            half = features.to("cpu", torch.float16)  # (T, D); half the disk, 3 significant digits
-            writer.add(key, StoredSequence(half, item[FRAME_TIMES], item[FRAME_INDICES]))
-            frames += len(image)
-            bar.set_postfix_str(f"{frames / (time.monotonic() - start):.1f} frames/s")
-    return frames, time.monotonic() - start
+    for i, item in enumerate(_read_ahead(dataset)):
+        if ERROR in item:
+            yield item[ERROR]
+            continue
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            chunks = [encoder(chunk.to(device)) for chunk in item[IMAGE].split(chunk_frames)]
+        features = torch.cat(chunks).to("cpu", torch.float16)  # (T, D); half the disk, 3 significant digits
+        if torch.isfinite(features).all():
+            yield StoredSequence(features, item[FRAME_TIMES], item[FRAME_INDICES])
+        else:
+            source = dataset.data[i][SOURCE]
+            yield bad_value(source, "features", "not finite as float16", "numbers within 65504 of zero")

@@ -170,9 +170,7 @@ def list_shards(folder: Path) -> list[Shard]:
     return sorted(found, key=lambda shard: shard.order)
 
 
-def publish(
-    folder: Path, rank: int, number: int, entries: Mapping[str, Mapping[str, Tensor]], digest: str
-) -> Shard:
+def publish(folder: Path, rank: int, number: int, entries: Mapping[str, Mapping[str, Tensor]], digest: str) -> Shard:
     """Write entries (of `checked`, by key) as one shard under its rank's first free number from `number` on.
 
     Raises:

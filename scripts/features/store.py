@@ -141,9 +141,7 @@ class FeatureStore:
         mapped = self._mapped.get(number) or self._map(number)
         return read_sequence(mapped, *entry)
 
-    def writer(
-        self, rank: int = 0, shard_bytes: int = 64 * 2**20, shard_sequences: int = 64
-    ) -> "StoreWriter":
+    def writer(self, rank: int = 0, shard_bytes: int = 64 * 2**20, shard_sequences: int = 64) -> "StoreWriter":
         """A writer whose shards are closed at `shard_bytes` or `shard_sequences`, whichever comes first."""
         return StoreWriter(self, rank, shard_bytes, shard_sequences)
 

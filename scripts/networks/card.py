@@ -43,22 +43,16 @@ def read_card(model_path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         if Path(model_path).is_file():
             raise ValueError(
-                bad_value(
-                    model_path, "card", "absent", f"{path.name} beside it", "configs/train.yaml writes both."
-                )
+                bad_value(model_path, "card", "absent", f"{path.name} beside it", "configs/train.yaml writes both.")
             )
         return dict(NOMINAL)
     try:
         card = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(
-            bad_value(path, "content", f"not JSON ({error})", "a card written by train.yaml")
-        ) from error
-    lacking = sorted(NOMINAL.keys() - card.keys())
+        raise ValueError(bad_value(path, "content", f"not JSON ({error})", "a card written by train.yaml")) from error
+    lacking = sorted(NOMINAL.keys() - card.keys()) if isinstance(card, dict) else sorted(NOMINAL)
     if lacking:
-        raise ValueError(
-            bad_value(path, "content", f"without {', '.join(lacking)}", f"all of {sorted(NOMINAL)}")
-        )
+        raise ValueError(bad_value(path, "content", f"without {', '.join(lacking)}", f"all of {sorted(NOMINAL)}"))
     return card
 
 
@@ -101,9 +95,7 @@ def load_model(network: nn.Module, model_path: str | Path) -> None:
     path = Path(model_path)
     if not path.is_file():
         raise FileNotFoundError(
-            bad_value(
-                "configuration", "model_path", path, "an existing model.pt", "Train one: configs/train.yaml."
-            )
+            bad_value("configuration", "model_path", path, "an existing model.pt", "Train one: configs/train.yaml.")
         )
     state, expected = read_state(path), network.state_dict()
     wrong = [n for n in expected if n not in state or state[n].shape != expected[n].shape]

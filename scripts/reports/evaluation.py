@@ -75,7 +75,7 @@ def evaluate(
     controls = {
         "single best frame": (
             alone,
-            f"Logistic regression on one frame's features, at {position:.0%} of the run, chosen on the validation split.",
+            f"Logistic regression on one frame, at {position:.0%} of the run, chosen on the validation split.",
         ),
         "shuffled order": (
             predict(shuffled_head, shuffled_test, device, task.type),
@@ -96,7 +96,13 @@ def evaluate(
             name: {
                 "score": score(labels, found, task.type, task.classes, patients, **settings),
                 "difference": paired_difference(
-                    labels, probabilities, found, patients, task_type=task.type, classes=task.classes, **settings
+                    labels,
+                    probabilities,
+                    found,
+                    patients,
+                    task_type=task.type,
+                    classes=task.classes,
+                    **settings,
                 ),
                 "explanation": explanation,
             }

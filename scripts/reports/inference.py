@@ -29,13 +29,13 @@ from scripts.training.losses import to_probabilities
 logger = logging.getLogger("angiography")
 
 
-def predict_sequences(engine: Engine, batch: dict[str, Any]) -> dict[str, Any]:
+def predict_sequences(engine: Any, batch: dict[str, Any]) -> dict[str, Any]:
     """`iteration_update` of the inference evaluator: logits and frame weights; nothing for unreadable exams."""
     if IMAGE not in batch:
         return {}
-    image, _, _, others = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)  # type: ignore[attr-defined]
-    with engine.mode(engine.network), torch.autocast(engine.state.device.type, enabled=engine.amp):  # type: ignore[attr-defined]
-        logits, weights = engine.inferer(image, engine.network.weigh, **others)  # type: ignore[attr-defined]
+    image, _, _, others = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
+    with engine.mode(engine.network), torch.autocast(engine.state.device.type, enabled=engine.amp):
+        logits, weights = engine.inferer(image, engine.network.weigh, **others)
     return {PRED: logits.float(), FRAME_WEIGHTS: weights.float()}
 
 
@@ -49,9 +49,7 @@ class PredictionWriter:
         progress: show a progress bar.
     """
 
-    def __init__(
-        self, output_dir: str | Path, task_type: str, classes: Sequence[str], progress: bool = True
-    ) -> None:
+    def __init__(self, output_dir: str | Path, task_type: str, classes: Sequence[str], progress: bool = True) -> None:
         self.output_dir, self.task_type, self.classes = Path(output_dir), task_type, tuple(classes)
         self.progress = progress
         self.rows: list[dict[str, Any]] = []
@@ -62,13 +60,17 @@ class PredictionWriter:
         engine.add_event_handler(Events.ITERATION_COMPLETED, self)
         engine.add_event_handler(Events.COMPLETED, self.write)
 
-    def start(self, engine: Engine) -> None:
+    def start(self, engine: Any) -> None:
         self.rows, self.failures = [], []
         self.bar = tqdm(
-            total=engine.state.epoch_length, desc="inference", unit="exam", mininterval=1, disable=not self.progress
+            total=engine.state.epoch_length,
+            desc="inference",
+            unit="exam",
+            mininterval=1,
+            disable=not self.progress,
         )
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Any) -> None:
         self.bar.update()
         batch, output = engine.state.batch, engine.state.output
         self.failures += batch.get(ERROR, [])
@@ -92,7 +94,7 @@ class PredictionWriter:
                 }
             )
 
-    def write(self, engine: Engine) -> None:
+    def write(self, engine: Any) -> None:
         self.bar.close()
         failures = [{IMAGE: failure[SOURCE], REASON: failure[ERROR]} for failure in self.failures]
         path = write_predictions(self.output_dir, self.rows, self.classes, failures, task_type=self.task_type)

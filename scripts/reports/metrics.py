@@ -97,9 +97,7 @@ def paired_difference(
 ) -> dict[str, Any]:
     """How much higher a scores than b on the same sequences, with both seeing the same resamples."""
     if metric not in OVERALL_METRICS:
-        raise ValueError(
-            bad_value("paired difference", "metric", metric, "one of " + ", ".join(OVERALL_METRICS))
-        )
+        raise ValueError(bad_value("paired difference", "metric", metric, "one of " + ", ".join(OVERALL_METRICS)))
     truth, scores_a, group = checked(labels, probabilities_a, task_type, classes, patients)
     _, scores_b, _ = checked(labels, probabilities_b, task_type, classes, patients)
     num_patients = int(group.max()) + 1
@@ -139,9 +137,7 @@ def checked(
         raise ValueError(bad_value("split", "shape of the probabilities", scores.shape, allowed))
     shape = scores.shape if task_type == MULTILABEL else scores.shape[:1]
     if found.shape != shape:
-        raise ValueError(
-            bad_value("split", "shape of the labels", found.shape, f"{shape} for a {task_type} task")
-        )
+        raise ValueError(bad_value("split", "shape of the labels", found.shape, f"{shape} for a {task_type} task"))
     if len(patients) != len(scores):
         raise ValueError(bad_value("split", "number of patient entries", len(patients), f"{len(scores)}"))
     if any(patient is None or patient == "" for patient in patients):
@@ -173,9 +169,7 @@ def missing_classes(truth: np.ndarray, classes: Sequence[str]) -> list[str]:
     everywhere = [str(name) for name, count in zip(classes, counts, strict=True) if count == len(truth)]
     notes = []
     if absent:
-        notes.append(
-            f"No sequence is {', '.join(absent)}: only specificity is given, macro scores leave it out."
-        )
+        notes.append(f"No sequence is {', '.join(absent)}: only specificity is given, macro scores leave it out.")
     if everywhere:
         notes.append(f"Every sequence is {', '.join(everywhere)}: no specificity, AUROC or AUPRC of it.")
     return notes
@@ -232,9 +226,7 @@ class Intervals:
             notes.append("One patient only: there is nothing to resample, so no intervals.")
         if self.constant:
             whose = "; ".join(f"{whose}: {', '.join(names)}" for whose, names in self.constant.items())
-            notes.append(
-                f"No interval, as every resample gives the same value, which is no certainty: {whose}."
-            )
+            notes.append(f"No interval, as every resample gives the same value, which is no certainty: {whose}.")
         if self.partial:
             counts = ", ".join(f"{whose} {count}" for whose, count in self.partial.items())
             notes.append(

@@ -86,8 +86,7 @@ def compared(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     controls = results["controls"]
     rows = [(MODEL_NAME, results["model"], None, "")]
     rows += [
-        (name, control["score"], control["difference"], control["explanation"])
-        for name, control in controls.items()
+        (name, control["score"], control["difference"], control["explanation"]) for name, control in controls.items()
     ]
     return [
         {
@@ -105,9 +104,7 @@ def findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """What each control shows, in words: the question, a verdict, and the paired interval behind it."""
     found = []
     for name, control in results["controls"].items():
-        question = control.get("question") or QUESTIONS.get(
-            plain_name(name), f"Does the model beat “{name}”?"
-        )
+        question = control.get("question") or QUESTIONS.get(plain_name(name), f"Does the model beat “{name}”?")
         verdict, text = verdict_of(str(name), control["difference"])
         found.append({"question": question, "verdict": verdict, "text": text})
     return found
@@ -136,9 +133,7 @@ def html_of(results: Mapping[str, Any]) -> str:
     classes = [str(name) for name in task[CLASSES]]
     labels, probabilities = results["labels"], results["probabilities"]
     rows = compared(results)
-    chart_rows = [
-        (row["name"], *(row[BALANCED_ACCURACY][part] for part in ("value", "low", "high"))) for row in rows
-    ]
+    chart_rows = [(row["name"], *(row[BALANCED_ACCURACY][part] for part in ("value", "low", "high"))) for row in rows]
     num_present = sum(model["per_class"][name]["num"] > 0 for name in classes)
     chance = 0.5 if task[TYPE] == MULTILABEL else 1 / num_present
     confusion = model.get("confusion")
@@ -174,9 +169,7 @@ def html_of(results: Mapping[str, Any]) -> str:
 
 def confusion_words(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
     """The picture's alternative text: how many of each class were found."""
-    found = [
-        f"{name} {row[k]} of {sum(row)}" for k, (name, row) in enumerate(zip(classes, confusion, strict=True))
-    ]
+    found = [f"{name} {row[k]} of {sum(row)}" for k, (name, row) in enumerate(zip(classes, confusion, strict=True))]
     return "Confusion matrix; recognised: " + ", ".join(found)
 
 

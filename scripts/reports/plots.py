@@ -108,14 +108,10 @@ def confusion_matrix(confusion: ArrayLike, classes: Sequence[str]) -> str:
         axes.pcolormesh(shares, cmap="Blues", vmin=0, vmax=1, edgecolors="white", linewidth=1)
         for row, column in np.ndindex(counts.shape):
             colour = "white" if shares[row, column] > 0.55 else "black"
-            axes.text(
-                column + 0.5, row + 0.5, str(counts[row, column]), color=colour, ha="center", va="center"
-            )
+            axes.text(column + 0.5, row + 0.5, str(counts[row, column]), color=colour, ha="center", va="center")
         ticks, names = np.arange(num_classes) + 0.5, [short(name) for name in classes]
     else:
-        axes.imshow(
-            shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", extent=(0, num_classes) * 2
-        )
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", extent=(0, num_classes) * 2)
         shown = np.unique(np.linspace(0, num_classes - 1, MAX_NUMBERED_CLASSES).round().astype(int))
         ticks, names = shown + 0.5, [short(classes[k]) for k in shown]
     axes.set(xlim=(0, num_classes), ylim=(num_classes, 0), aspect="equal")
@@ -183,9 +179,7 @@ def svg_of(figure: Figure, name: str) -> str:
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r'<g id="[^"]*_\d+"', "<g", text)  # figure_1, axes_1: nothing refers to them
-    return re.sub(
-        r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    )
+    return re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1))
 
 
 def short(name: str) -> str:

@@ -80,18 +80,14 @@ def entry(row: Mapping[str, Any], classes: Sequence[str], task_type: str) -> dic
     """
     probabilities = np.asarray(row[PROBABILITIES], dtype=np.float64)
     if probabilities.shape != (len(classes),):
-        raise ValueError(
-            bad_value(row[IMAGE], f"shape of {PROBABILITIES}", probabilities.shape, f"({len(classes)},)")
-        )
+        raise ValueError(bad_value(row[IMAGE], f"shape of {PROBABILITIES}", probabilities.shape, f"({len(classes)},)"))
     if not np.isfinite(probabilities).all():
         found = f"{(~np.isfinite(probabilities)).sum()} of {len(classes)}"
         raise ValueError(bad_value(row[IMAGE], "number of non-finite probabilities", found, "0"))
     per_frame = {key: listed(row.get(key)) for key in PER_FRAME}
     lengths = {key: len(values) for key, values in per_frame.items() if values}
     if len(set(lengths.values())) > 1:
-        raise ValueError(
-            bad_value(row[IMAGE], "length of the per-frame lists", lengths, "one length for all")
-        )
+        raise ValueError(bad_value(row[IMAGE], "length of the per-frame lists", lengths, "one length for all"))
     chosen = decisions(probabilities[None], task_type)[0]
     names = [name for name, is_chosen in zip(classes, chosen, strict=True) if is_chosen]
     result = {

@@ -107,14 +107,10 @@ def ranking(
             new_hits = np.add.reduceat(weights[:, positive], first, axis=1)
             hits = np.cumsum(new_hits, axis=1)
             all_hits, all_alarms = hits[:, -1], entered[:, -1] - hits[:, -1]
-            alarms_twice = (
-                entered[:, before] + entered[:, through] - 2 * hits + new_hits
-            )  # before and through
+            alarms_twice = entered[:, before] + entered[:, through] - 2 * hits + new_hits  # before and through
             area = (new_hits * (all_alarms[:, None] - alarms_twice / 2)).sum(axis=1)
             auroc[rows, k] = ratio(area, all_hits * all_alarms)
-            precision = hits / np.maximum(
-                entered[:, through], 1
-            )  # multiplicities are whole: below 1 is 0 of 0
+            precision = hits / np.maximum(entered[:, through], 1)  # multiplicities are whole: below 1 is 0 of 0
             recalled = ratio((new_hits * precision).sum(axis=1), all_hits)
             auprc[rows, k] = np.where(all_alarms > 0, recalled, np.nan)
     return auroc, auprc
@@ -122,9 +118,7 @@ def ranking(
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     """Quotient, NaN where the denominator is zero."""
-    return np.divide(
-        numerator, denominator, out=np.full(np.shape(denominator), np.nan), where=denominator > 0
-    )
+    return np.divide(numerator, denominator, out=np.full(np.shape(denominator), np.nan), where=denominator > 0)
 
 
 def mean_of_defined(values: np.ndarray) -> np.ndarray:

@@ -1,6 +1,5 @@
-"""A folder of exams and a CSV of labels -> a datalist: sequences grouped, patients kept apart, seeded splits."""
+"""A folder of exams -> sequences, grouped from headers alone; with labels, a datalist."""
 
-import csv
 import json
 import logging
 from collections import defaultdict
@@ -10,17 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pydicom
 from tqdm import tqdm
 
 from scripts.errors import SequenceError, bad_value
 from scripts.keys import (
-    BINARY,
     CLASSES,
     IMAGE,
     LABEL,
-    MULTICLASS,
     MULTILABEL,
     PATIENT,
     SEQUENCE,
@@ -29,12 +25,11 @@ from scripts.keys import (
     SYNTHETIC,
     TASK,
     TEST,
-    TRAINING,
     TYPE,
-    VALIDATION,
 )
 from scripts.sequences.datalist import all_items
 from scripts.sequences.dicom import is_dicom, reading
+from scripts.sequences.labels import attach_labels, read_labels, split_by_patient
 from scripts.sequences.times import TIMING_TAGS, acquisition_ms, temporal_order
 
 logger = logging.getLogger("angiography")
@@ -88,9 +83,7 @@ def find_sequences(root: Path, progress: bool = True) -> tuple[list[dict[str, An
     """
     if not root.is_dir():
         raise FileNotFoundError(bad_value(root, "folder", "absent", "an existing folder of DICOM files"))
-    paths = sorted(
-        p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR"
-    )
+    paths = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR")
     with ThreadPoolExecutor(8) as pool:
         bar = tqdm(
             pool.map(lambda path: _read(path, root), paths),
@@ -164,98 +157,6 @@ def _as_sequences(group: list[_File], root: Path) -> list[Any]:
     if folder != root and sum(is_dicom(p) for p in folder.iterdir() if p.is_file()) == len(group):
         return [folder.relative_to(root).as_posix()]
     return [[group[i].path.relative_to(root).as_posix() for i in order]]
-
-
-def read_labels(path: Path) -> list[tuple[str, str]]:
-    """Rows (image, label) of a CSV with the columns `image` and `label`.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, a column or a value is missing.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(bad_value(path, "labels", "absent", "an existing CSV file"))
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not {IMAGE, LABEL} <= set(rows.fieldnames or ()):
-            raise ValueError(bad_value(path, "columns", rows.fieldnames, f"{IMAGE} and {LABEL}"))
-        pairs = [((row[IMAGE] or "").strip().rstrip("/"), (row[LABEL] or "").strip()) for row in rows]
-    empty = next((i for i, pair in enumerate(pairs) if not all(pair)), None)
-    if empty is not None:
-        raise ValueError(bad_value(f"{path}: row {empty + 2}", "image, label", pairs[empty], "both filled"))
-    return pairs
-
-
-def attach_labels(
-    items: list[dict[str, Any]], rows: Sequence[tuple[str, str]], classes: Sequence[str] | None
-) -> tuple[list[dict[str, Any]], dict[str, Any], list[str]]:
-    """Items with labels, the task they make, and the items that no row names.
-
-    A row names a file or a folder; the longest matching path wins. Labels joined by `|` make the task multilabel.
-
-    Raises:
-        ValueError: a row that matches nothing, or a label that is not among `classes`.
-    """
-    label_of = {}
-    for image, label in rows:
-        if label_of.setdefault(image, label) != label:
-            raise ValueError(bad_value(image, LABEL, f"{label_of[image]} and {label}", "one label a path"))
-    used, labelled, without = set(), [], []
-    for item in items:
-        first = item[IMAGE][0] if isinstance(item[IMAGE], list) else item[IMAGE]
-        row = next((p for p in (first, *map(str, Path(first).parents)) if p in label_of), None)
-        if row is None:
-            without.append(str(first))
-            continue
-        used.add(row)
-        labelled.append((item, label_of[row]))
-    unused = [image for image in label_of if image not in used]
-    if unused:
-        raise ValueError(
-            bad_value(
-                f"labels row {unused[0]}", IMAGE, f"no sequence ({len(unused)} rows)", "a path of a sequence"
-            )
-        )
-    found = {part for _, label in labelled for part in label.split("|")}
-    names = list(classes) if classes else sorted(found)
-    unknown = sorted(found - set(names))
-    if unknown:
-        raise ValueError(bad_value("labels", LABEL, unknown[0], f"one of the classes {', '.join(names)}"))
-    multilabel = any("|" in label for _, label in labelled)
-    kind = MULTILABEL if multilabel else BINARY if len(names) == 2 else MULTICLASS
-    for item, label in labelled:
-        parts = label.split("|")
-        item[LABEL] = [int(name in parts) for name in names] if multilabel else names.index(label)
-    return [item for item, _ in labelled], {TYPE: kind, CLASSES: names}, without
-
-
-def split_by_patient(
-    items: list[dict[str, Any]], num_folds: int, seed: int
-) -> dict[str, list[dict[str, Any]]]:
-    """Items in training, validation and test: one fold each for the last two, classes balanced, patients whole.
-
-    Raises:
-        ValueError: fewer patients than folds.
-    """
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    patients = [item[PATIENT] for item in items]
-    if num_folds < 3 or len(set(patients)) < num_folds:
-        raise ValueError(
-            bad_value(
-                "datalist",
-                "num_folds",
-                num_folds,
-                f"3 to {len(set(patients))}, the number of patients labelled",
-            )
-        )
-    strata = ["|".join(map(str, np.atleast_1d(item[LABEL]))) for item in items]
-    folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split(items, strata, patients)
-    fold_of = {int(i): fold for fold, (_, held_out) in enumerate(folds) for i in held_out}
-    names = {0: TEST, 1: VALIDATION}
-    out: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-    for i, item in enumerate(items):
-        out[names.get(fold_of[i], TRAINING)].append(item)
-    return out
 
 
 def write_datalist(path: Path, content: dict[str, Any]) -> None:
@@ -333,7 +234,5 @@ def make_datalist(
             counts = ", " + ", ".join(
                 f"{name} {sum(item[LABEL] == k for item in chosen)}" for k, name in enumerate(task[CLASSES])
             )
-        lines.append(
-            f"{split}: {len(chosen)} sequences, {len({i[PATIENT] for i in chosen})} patients{counts}"
-        )
+        lines.append(f"{split}: {len(chosen)} sequences, {len({i[PATIENT] for i in chosen})} patients{counts}")
     return "\n".join([*lines, str(path)])

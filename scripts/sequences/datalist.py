@@ -66,22 +66,16 @@ def read_datalist(path: str | Path, dataset_dir: str | Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(
-            bad_value(path, "content", f"not JSON ({error})", "a JSON object of splits")
-        ) from error
+        raise ValueError(bad_value(path, "content", f"not JSON ({error})", "a JSON object of splits")) from error
     if not isinstance(content, dict) or not any(split in content for split in SPLITS):
-        raise ValueError(
-            bad_value(path, "content", type(content).__name__, f"an object with any of {SPLITS}")
-        )
+        raise ValueError(bad_value(path, "content", type(content).__name__, f"an object with any of {SPLITS}"))
     task = _read_task(path, content)
     out: dict[str, Any] = {} if task is None else {TASK: task}
     for split in SPLITS:
         items = content.get(split, [])
         if not isinstance(items, list):
             raise ValueError(bad_value(path, split, type(items).__name__, "a list of items"))
-        out[split] = [
-            _read_item(f"{path.name}: {split}[{i}]", item, root, task) for i, item in enumerate(items)
-        ]
+        out[split] = [_read_item(f"{path.name}: {split}[{i}]", item, root, task) for i, item in enumerate(items)]
     _refuse_leaks(path, out)
     return out
 
@@ -97,16 +91,12 @@ def labelled_split(path: str | Path, dataset_dir: str | Path, split: str) -> lis
     content = read_datalist(path, dataset_dir)
     items = content[split]
     if TASK not in content:
-        raise ValueError(
-            bad_value(path, TASK, "absent", f"a type of {TASK_TYPES} and the names of the classes")
-        )
+        raise ValueError(bad_value(path, TASK, "absent", f"a type of {TASK_TYPES} and the names of the classes"))
     if not items:
         raise ValueError(bad_value(path, split, "empty", "at least one item"))
     missing = [item[SOURCE] for item in items if LABEL not in item]
     if missing:
-        raise ValueError(
-            bad_value(missing[0], LABEL, f"absent ({len(missing)} items of {split})", "a class index")
-        )
+        raise ValueError(bad_value(missing[0], LABEL, f"absent ({len(missing)} items of {split})", "a class index"))
     return items
 
 
@@ -120,9 +110,7 @@ def read_task(path: str | Path, dataset_dir: str | Path) -> Task:
     """The task of a datalist."""
     content = read_datalist(path, dataset_dir)
     if TASK not in content:
-        raise ValueError(
-            bad_value(path, TASK, "absent", f"a type of {TASK_TYPES} and the names of the classes")
-        )
+        raise ValueError(bad_value(path, TASK, "absent", f"a type of {TASK_TYPES} and the names of the classes"))
     return content[TASK]
 
 
@@ -188,9 +176,7 @@ def check_label(where: str, label: Any, task: Task) -> int | list[int]:
         ValueError: a class index out of range, or not one 0 or 1 for each class.
     """
     num_classes = len(task.classes)
-    names = ", ".join(f"{i} {name}" for i, name in enumerate(task.classes[:8])) + (
-        ", ..." if num_classes > 8 else ""
-    )
+    names = ", ".join(f"{i} {name}" for i, name in enumerate(task.classes[:8])) + (", ..." if num_classes > 8 else "")
     if task.type == MULTILABEL:
         if not isinstance(label, list) or len(label) != num_classes or any(v not in (0, 1) for v in label):
             raise ValueError(bad_value(where, LABEL, label, f"{num_classes} values of 0 or 1, for: {names}"))
@@ -223,9 +209,7 @@ def _refuse_leaks(path: Path, content: dict[str, Any]) -> None:
             names += [(SEQUENCE, str(item[SEQUENCE]))] if item.get(SEQUENCE) is not None else []
             for name in names:
                 if name in seen:
-                    raise ValueError(
-                        bad_value(where, name[0], f"a duplicate of {seen[name]}", "each sequence once")
-                    )
+                    raise ValueError(bad_value(where, name[0], f"a duplicate of {seen[name]}", "each sequence once"))
                 seen[name] = f"{split}[{i}]"
 
 

@@ -97,9 +97,7 @@ def reading(path: object, what: str) -> Iterator[None]:
         ) from error
 
 
-def read_header(
-    source: Path | Sequence[Path], max_sequence_bytes: int = DEFAULT_MAX_SEQUENCE_BYTES
-) -> SequenceHeader:
+def read_header(source: Path | Sequence[Path], max_sequence_bytes: int = DEFAULT_MAX_SEQUENCE_BYTES) -> SequenceHeader:
     """The header of a sequence: a multi-frame file, or a folder or list of single-frame files.
 
     Args:
@@ -113,9 +111,7 @@ def read_header(
     files = sequence_files(source)
     name = source if isinstance(source, Path) else files[0].parent
     headers = [_read_file_header(file, max_sequence_bytes // len(files)) for file in files]
-    frames = [
-        _integer(header, "NumberOfFrames", file, 1) for header, file in zip(headers, files, strict=True)
-    ]
+    frames = [_integer(header, "NumberOfFrames", file, 1) for header, file in zip(headers, files, strict=True)]
     if len(files) == 1:
         with reading(files[0], "timing"):
             times = frame_times(headers[0], frames[0])
@@ -131,12 +127,10 @@ def read_header(
                     "List the multi-frame files one by one.",
                 )
             )
-        files, headers, times = _in_order(name, files, headers)
+        files, headers, times = _in_order(name, files, headers, listed=not isinstance(source, Path))
         _check_alike(name, files, headers)
     first = headers[0]
-    facts = {
-        tag: _plain(first[tag].value) for tag in FACTS if tag in first and first[tag].value not in (None, "")
-    }
+    facts = {tag: _plain(first[tag].value) for tag in FACTS if tag in first and first[tag].value not in (None, "")}
     return SequenceHeader(
         files=tuple(files),
         num_frames=sum(frames),
@@ -161,10 +155,7 @@ def read_frames(header: SequenceHeader, indices: Sequence[int]) -> np.ndarray:
         SequenceError: the pixels cannot be decoded, or are not what the header says.
     """
     colour = header.photometric not in MONOCHROME
-    if len(header.files) == 1:
-        chosen = [(0, list(indices))]
-    else:
-        chosen = [(index, [0]) for index in indices]
+    chosen = [(0, list(indices))] if len(header.files) == 1 else [(index, [0]) for index in indices]
     frames = []
     for position, wanted in chosen:
         path = header.files[position]
@@ -173,9 +164,7 @@ def read_frames(header: SequenceHeader, indices: Sequence[int]) -> np.ndarray:
     shape = (header.rows, header.columns, 3) if colour else (header.rows, header.columns)
     wrong = next((frame.shape for frame in frames if frame.shape != shape), None)
     if wrong is not None:
-        raise SequenceError(
-            bad_value(header.files[0], "decoded frame", wrong, f"{shape}, as the header says")
-        )
+        raise SequenceError(bad_value(header.files[0], "decoded frame", wrong, f"{shape}, as the header says"))
     return np.stack(frames)
 
 
@@ -195,14 +184,10 @@ def sequence_files(source: Path | Sequence[Path]) -> list[Path]:
         raise FileNotFoundError(bad_value(source, "path", "absent", "an existing file or folder"))
     if source.is_file():
         return [source]
-    files = sorted(
-        p for p in source.iterdir() if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR"
-    )
+    files = sorted(p for p in source.iterdir() if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR")
     found = [path for path in files if is_dicom(path)]
     if not found:
-        raise SequenceError(
-            bad_value(source, "folder", f"{len(files)} files, none DICOM", "at least one DICOM file")
-        )
+        raise SequenceError(bad_value(source, "folder", f"{len(files)} files, none DICOM", "at least one DICOM file"))
     return found
 
 
@@ -239,9 +224,7 @@ def _integer(header: Dataset, keyword: str, path: Path, default: int | None = No
     number = int(value) if isinstance(value, (int, float, str)) and str(value).strip().isdigit() else 0
     if number < 1:
         tag = pydicom.tag.Tag(keyword)
-        raise SequenceError(
-            bad_value(path, f"{tag} {keyword}", "absent" if value is None else value, "at least 1")
-        )
+        raise SequenceError(bad_value(path, f"{tag} {keyword}", "absent" if value is None else value, "at least 1"))
     return number
 
 
@@ -261,18 +244,18 @@ def _check_pixel_header(path: Path, header: Dataset, allocated: int, samples: in
         raise SequenceError(bad_value(path, "(0028,0100) BitsAllocated", allocated, "8 or 16"))
     stored = _integer(header, "BitsStored", path)
     if stored > allocated:
-        raise SequenceError(
-            bad_value(path, "(0028,0101) BitsStored", stored, f"at most BitsAllocated, {allocated}")
-        )
+        raise SequenceError(bad_value(path, "(0028,0101) BitsStored", stored, f"at most BitsAllocated, {allocated}"))
 
 
 def _in_order(
-    name: Path, files: list[Path], headers: list[Dataset]
+    name: Path, files: list[Path], headers: list[Dataset], listed: bool
 ) -> tuple[list[Path], list[Dataset], np.ndarray]:
     with reading(name, "timing"):
         acquired = [acquisition_ms(header) for header in headers]
         numbers = [int(h.InstanceNumber) if h.get("InstanceNumber") is not None else None for h in headers]
     order = temporal_order(acquired, numbers)
+    if order is None and listed:
+        order = list(range(len(files)))
     if order is None:
         raise SequenceError(
             bad_value(

@@ -45,9 +45,7 @@ def check_indices(item: object, frames: Sequence[int], num_frames: int) -> np.nd
     valid = indices.ndim == 1 and indices.size > 0 and indices.dtype.kind in "iu"
     if not valid or (np.diff(indices) <= 0).any() or indices[0] < 0 or indices[-1] >= num_frames:
         raise SequenceError(
-            bad_value(
-                item, "frames", list(frames), f"ascending 0-based indices below {num_frames}, at least one"
-            )
+            bad_value(item, "frames", list(frames), f"ascending 0-based indices below {num_frames}, at least one")
         )
     return indices.astype(np.int64)
 
@@ -59,17 +57,11 @@ def check_times(item: object, frame_times_ms: Sequence[float | None], num_frames
         SequenceError: not one number for each frame, or decreasing.
     """
     known = all(time is None or isinstance(time, (int, float)) for time in frame_times_ms)
-    times = (
-        np.array([np.nan if time is None else time for time in frame_times_ms], dtype=np.float64)
-        if known
-        else None
-    )
+    times = np.array([np.nan if time is None else time for time in frame_times_ms], dtype=np.float64) if known else None
     if times is None or len(times) != num_frames or (np.diff(times[np.isfinite(times)]) < 0).any():
         found = f"{len(frame_times_ms)} values"
         raise SequenceError(
-            bad_value(
-                item, "frame_times_ms", found, f"{num_frames} numbers that never decrease, null = unknown"
-            )
+            bad_value(item, "frame_times_ms", found, f"{num_frames} numbers that never decrease, null = unknown")
         )
     return times - times[0] if np.isfinite(times[0]) else times
 
@@ -141,9 +133,7 @@ def normalise_sequence(frames: Tensor, lower: float, upper: float) -> Tensor:
     if high <= low:  # nearly all pixels alike: the percentiles fall on one value
         low, high = float(values.min()), float(values.max())
     if high <= low:
-        raise SequenceError(
-            bad_value("sequence", "pixel values", f"all {low:g}", "at least two different values")
-        )
+        raise SequenceError(bad_value("sequence", "pixel values", f"all {low:g}", "at least two different values"))
     return ((frames - low) / (high - low)).clamp(0.0, 1.0)
 
 

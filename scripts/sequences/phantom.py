@@ -33,7 +33,7 @@ OP_16_BIT = "1.2.840.10008.5.1.4.1.1.77.1.5.2"
 def write_exams(
     output_dir: str | Path,
     kind: str = "ffa_leak",
-    num_patients: int = 80,
+    num_patients: int = 120,
     seed: int = 0,
     rows: int = 256,
     progress: bool = True,
@@ -53,7 +53,11 @@ def write_exams(
     """
     if kind not in KINDS:
         raise ValueError(bad_value("phantom", "kind", kind, f"one of {', '.join(KINDS)}"))
-    for name, value, least in (("num_patients", num_patients, 1), ("seed", seed, 0), ("rows", rows, MIN_ROWS)):
+    for name, value, least in (
+        ("num_patients", num_patients, 1),
+        ("seed", seed, 0),
+        ("rows", rows, MIN_ROWS),
+    ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise ValueError(bad_value("phantom", name, value, f"a whole number of at least {least}"))
     root = Path(output_dir)
@@ -184,7 +188,7 @@ def _save(path: Path, header: Dataset, stored: NDArray, syntax: str, source: Seq
     data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID
     data.file_meta.TransferSyntaxUID = uid.ExplicitVRLittleEndian
     if syntax == uid.JPEGBaseline8Bit:
-        data.file_meta.TransferSyntaxUID = syntax
+        data.file_meta.TransferSyntaxUID = uid.JPEGBaseline8Bit
         coded = [_jpeg(frame) for frame in stored]
         data.PixelData = encapsulate(coded)
         data["PixelData"].VR = "OB"

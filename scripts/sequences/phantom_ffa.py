@@ -22,6 +22,11 @@ FFA_CLASSES = ("normal", "leakage", "pooling", "staining", "window_defect")
 MIN_FRAMES, MAX_FRAMES = 6, 16
 FIRST_FRAME_S = (10.0, 40.0)  # after the injection
 LAST_FRAME_S = (240.0, 1200.0)
+MIDDLE_DIAMETER = (0.21, 0.41)  # of the spot, half-way through its course, in image widths
+DIAMETER_CHANGE = (0.8, 1.05)  # logarithm of the largest over the smallest
+MIDDLE_BRIGHTNESS = (0.32, 0.68)
+BRIGHTNESS_CHANGE = (0.4, 0.5)
+EDGE_BLUR = (0.008, 0.03)  # in image widths
 OVERSAMPLING = 2  # of drawn lines, against jagged edges
 
 
@@ -40,11 +45,7 @@ def ffa_sequence(rng: np.random.Generator, label: int, rows: int) -> tuple[Float
     frames = np.empty((len(frame_times_ms), rows, rows), np.float32)
     for i in range(len(frames)):
         # Drawn anew for every frame: no part of the eye but the spot may tell early from late.
-        scene = (
-            background * rng.uniform(0.8, 1.25)
-            + vessels * rng.uniform(0.75, 1.2)
-            + disc * rng.uniform(0.8, 1.2)
-        )
+        scene = background * rng.uniform(0.88, 1.14) + vessels * rng.uniform(0.85, 1.15) + disc * rng.uniform(0.9, 1.1)
         spot = brightness[i] / (1 + np.exp((spot_distance - diameter[i] / 2) / blur[i]))
         scene = 1 - (1 - np.clip(scene, 0, 1)) * (1 - spot)
         frames[i] = expose(rng, scene)
@@ -79,19 +80,19 @@ def spot_course(rng: np.random.Generator, name: str, progress: Floats) -> tuple[
         change = 1 - change
 
     centred = change - 0.5
-    middle_diameter = rng.uniform(0.26, 0.38)
-    middle_brightness = rng.uniform(0.40, 0.60)
-    blur = np.full_like(progress, rng.uniform(0.008, 0.03))
+    diameter = np.exp(rng.uniform(*np.log(MIDDLE_DIAMETER)) + np.zeros_like(progress))
+    brightness = rng.uniform(*MIDDLE_BRIGHTNESS) + np.zeros_like(progress)
+    blur = rng.uniform(*EDGE_BLUR) + np.zeros_like(progress)
     if course == "staining":
-        diameter = np.full_like(progress, middle_diameter * np.exp(rng.uniform(-0.3, 0.3)))
+        diameter *= np.exp(rng.uniform(-0.5, 0.5) * DIAMETER_CHANGE[1])
     else:
-        diameter = middle_diameter * np.exp(centred * rng.uniform(0.7, 0.95))
+        diameter *= np.exp(centred * rng.uniform(*DIAMETER_CHANGE))
     if course == "pooling":
-        brightness = np.full_like(progress, middle_brightness + rng.uniform(-0.15, 0.15))
+        brightness += rng.uniform(-0.5, 0.5) * BRIGHTNESS_CHANGE[1]
     else:
-        brightness = middle_brightness + centred * rng.uniform(0.4, 0.55)
+        brightness += centred * rng.uniform(*BRIGHTNESS_CHANGE)
     if course == "leakage":
-        blur = blur * (1 + change)
+        blur *= 1 + change
     jitter = np.exp(rng.normal(0, 0.03, (2, len(progress))))
     return diameter * jitter[0], np.clip(brightness * jitter[1], 0.05, 0.95), blur
 
@@ -121,9 +122,7 @@ def smooth_noise(rng: np.random.Generator, rows: int, scale: float) -> Floats:
     return (noise - noise.mean()) / noise.std()
 
 
-def wander(
-    rng: np.random.Generator, start: tuple[float, float], angle: float, bend: float, length: float
-) -> Polyline:
+def wander(rng: np.random.Generator, start: tuple[float, float], angle: float, bend: float, length: float) -> Polyline:
     """A winding line of (x, y) points in image widths, steps of 0.02, bending by `bend` radians in all."""
     count = max(2, int(length / 0.02))
     turns = bend / count + rng.normal(0, 0.08, count)
@@ -142,9 +141,7 @@ def draw_fundus(rng: np.random.Generator, rows: int) -> tuple[Floats, Floats, Fl
     macula = np.exp(-((x - macula_x) ** 2 + (y - disc_y) ** 2) / (2 * rng.uniform(0.06, 0.09) ** 2))
     flush = rng.uniform(0.16, 0.24)
     background = (
-        flush
-        * (1 + 0.12 * smooth_noise(rng, rows, 0.04) + 0.10 * smooth_noise(rng, rows, 0.012))
-        * (1 - 0.6 * macula)
+        flush * (1 + 0.12 * smooth_noise(rng, rows, 0.04) + 0.10 * smooth_noise(rng, rows, 0.012)) * (1 - 0.6 * macula)
     )
     disc_distance = np.hypot((x - disc_x) / rng.uniform(0.85, 1.0), y - disc_y)
     disc = rng.uniform(0.2, 0.35) / (1 + np.exp((disc_distance - rng.uniform(0.05, 0.065)) / 0.006))
@@ -190,9 +187,7 @@ def draw_branches(
         after = line[min(int(position), len(line) - 2) + 1]
         heading = np.arctan2(after[1] - at[1], after[0] - at[0])
         turn = rng.choice([-1, 1]) * rng.uniform(0.4, 1.0)
-        draw_branches(
-            rng, pen, at, heading + turn, -turn * 0.6, length * 0.55, width * 0.65, level * 0.85, pixels
-        )
+        draw_branches(rng, pen, at, heading + turn, -turn * 0.6, length * 0.55, width * 0.65, level * 0.85, pixels)
 
 
 def draw_spot_distance(rng: np.random.Generator, rows: int) -> Floats:
@@ -213,7 +208,7 @@ def expose(rng: np.random.Generator, scene: Floats) -> Floats:
     moved = ndimage.shift(scene, shift, order=1, mode="nearest")
     centre_y, centre_x = 0.5 + rng.uniform(-0.08, 0.08, 2)
     fall_off = 1 - rng.uniform(0.1, 0.6) * ((y - centre_y) ** 2 + (x - centre_x) ** 2)
-    gain = rng.uniform(0.78, 1.0)
+    gain = rng.uniform(0.82, 1.0)
     image = gain * fall_off * moved + rng.normal(0, rng.uniform(0.01, 0.025), scene.shape)
     field = np.hypot(y - 0.5, x - 0.5) < 0.49
     return np.clip(image * field, 0, 1)

@@ -16,9 +16,7 @@ from scripts.errors import SequenceError, bad_value
 
 # One decoder a transfer syntax: lossy JPEG differs by decoder by one grey level, and so would features.
 DECODERS = {
-    **dict.fromkeys(
-        (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1), "gdcm"
-    ),
+    **dict.fromkeys((uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1), "gdcm"),
     **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), "gdcm"),
     **dict.fromkeys((uid.JPEG2000Lossless, uid.JPEG2000), "pylibjpeg"),
     **dict.fromkeys((uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K), "pylibjpeg"),
@@ -39,9 +37,7 @@ def decoder_versions() -> dict[str, str]:
     return {package: version(package) for package in packages}
 
 
-def check_pixel_data(
-    path: Path, file: io.BufferedReader, header: Dataset, frame_bytes: int, frames: int
-) -> None:
+def check_pixel_data(path: Path, file: io.BufferedReader, header: Dataset, frame_bytes: int, frames: int) -> None:
     """Refuse pixel data that is not what the header says, before decoding.
 
     Args:
@@ -70,9 +66,7 @@ def check_pixel_data(
     else:
         if length > size - position:
             raise SequenceError(
-                bad_value(
-                    path, "(7FE0,0010) PixelData", f"cut off after {size - position} bytes", f"{length} bytes"
-                )
+                bad_value(path, "(7FE0,0010) PixelData", f"cut off after {size - position} bytes", f"{length} bytes")
             )
         expected = frame_bytes * frames
         if header.get("PhotometricInterpretation") == "YBR_FULL_422":
@@ -114,9 +108,7 @@ def _count_frames(path: Path, file: io.BufferedReader, header: Dataset, frames: 
 
 def _check_jpeg2000(path: Path, header: Dataset, codestream: bytes) -> None:
     """The code stream carries its own sign and precision; where the header differs, one of them is wrong."""
-    found = (
-        get_j2k_parameters(codestream) if codestream.startswith(b"\xff\x4f") else {}
-    )  # no JP2 boxes in DICOM
+    found = get_j2k_parameters(codestream) if codestream.startswith(b"\xff\x4f") else {}  # no JP2 boxes in DICOM
     signed = header.get("PixelRepresentation", 0) == 1
     if found and (found["is_signed"] != signed or found["precision"] > header.BitsAllocated):
         raise SequenceError(

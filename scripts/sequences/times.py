@@ -97,9 +97,7 @@ def acquisition_ms(header: Dataset) -> float | None:
     return moment.timestamp() * 1000.0 + microseconds / 1000.0
 
 
-def temporal_order(
-    acquired_ms: Sequence[float | None], instance_numbers: Sequence[int | None]
-) -> list[int] | None:
+def temporal_order(acquired_ms: Sequence[float | None], instance_numbers: Sequence[int | None]) -> list[int] | None:
     """The order in time of single-frame files, or None if the headers do not tell it.
 
     By acquisition time, ties broken by InstanceNumber; by InstanceNumber alone where a time is missing or where

@@ -1,9 +1,11 @@
 """Predictions of a trained head, and the controls beside it: what shuffled order and one frame alone can tell."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import balanced_accuracy_score
+from sklearn.metrics import recall_score
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -38,7 +40,11 @@ def labels_of(dataset: FeatureDataset) -> np.ndarray:
 
 
 def single_best_frame(
-    training: FeatureDataset, validation: FeatureDataset, test: FeatureDataset, num_classes: int, task_type: str
+    training: FeatureDataset,
+    validation: FeatureDataset,
+    test: FeatureDataset,
+    num_classes: int,
+    task_type: str,
 ) -> tuple[np.ndarray, float]:
     """Probabilities (N, K) of the best classifier that sees one frame of each sequence.
 
@@ -48,7 +54,8 @@ def single_best_frame(
     Returns:
         Test probabilities, and the position chosen, from 0 (first frame) to 1 (last).
     """
-    best_score, best_position, best_model = -1.0, 0.0, None
+    best_score, best_position = -1.0, 0.0
+    best_model: Any = None
     labels, held_out = labels_of(training), labels_of(validation)
     for position in POSITIONS:
         frames, held_out_frames = _frames_at(training, position), _frames_at(validation, position)
@@ -61,11 +68,11 @@ def single_best_frame(
             score = _balanced_accuracy(held_out, model.predict(held_out_frames))
             if score > best_score:
                 best_score, best_position, best_model = score, float(position), model
-    found = best_model.predict_proba(_frames_at(test, best_position))  # type: ignore[attr-defined]
+    found = best_model.predict_proba(_frames_at(test, best_position))
     if task_type == MULTILABEL:
         return found, best_position
     probabilities = np.zeros((len(test), num_classes))
-    probabilities[:, best_model.classes_] = found  # type: ignore[attr-defined]
+    probabilities[:, best_model.classes_] = found
     return probabilities, best_position
 
 
@@ -76,7 +83,8 @@ def _frames_at(dataset: FeatureDataset, position: float) -> np.ndarray:
 
 
 def _balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
-    """Of classes, or the mean over labels for multilabel."""
-    if labels.ndim == 1:
-        return float(balanced_accuracy_score(labels, predicted))
-    return float(np.mean([balanced_accuracy_score(labels[:, k], predicted[:, k]) for k in range(labels.shape[1])]))
+    """Mean recall over the classes present, or over both answers of each label for multilabel."""
+    columns = [(labels, predicted)] if labels.ndim == 1 else list(zip(labels.T, predicted.T, strict=True))
+    return float(
+        np.mean([recall_score(y, p, labels=np.unique(y), average="macro", zero_division=0) for y, p in columns])
+    )

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from ignite.metrics import EpochMetric
+from monai.engines import IterationEvents
 from monai.utils import CommonKeys
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -52,15 +53,15 @@ def is_better(current: float, best: float) -> bool:
 
 
 class StopOnNonFiniteLoss:
-    """Handler of the trainer: a loss that is not finite ends the run with the batch named.
+    """Handler of the trainer: a loss that is not finite ends the run with the batch named, before the weights change.
 
     MONAI's trainer would go on, and every weight be NaN from then on.
     """
 
     def attach(self, engine: Engine) -> None:
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self)
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self)
 
-    def __call__(self, engine: Engine) -> None:
+    def __call__(self, engine: Any) -> None:
         loss = loss_of(engine.state.output)
         if not math.isfinite(loss):
             sources = ", ".join(engine.state.batch[SOURCE][:4])
@@ -86,17 +87,23 @@ class EpochProgress:
         engine.add_event_handler(Events.EPOCH_COMPLETED, self.advance)
         engine.add_event_handler(Events.COMPLETED, self.close)
 
-    def start(self, engine: Engine) -> None:
-        self.bar = tqdm(total=engine.state.max_epochs, desc=self.label, unit="epoch", mininterval=1, disable=engine.state.rank > 0)
+    def start(self, engine: Any) -> None:
+        self.bar = tqdm(
+            total=engine.state.max_epochs,
+            desc=self.label,
+            unit="epoch",
+            mininterval=1,
+            disable=engine.state.rank > 0,
+        )
 
-    def advance(self, engine: Engine) -> None:
+    def advance(self, engine: Any) -> None:
         metrics = {name: f"{value:.3f}" for name, value in self.evaluator.state.metrics.items()}
         self.bar.set_postfix(loss=f"{loss_of(engine.state.output):.3f}", **metrics)
         self.bar.update()
 
-    def close(self, engine: Engine) -> None:
+    def close(self, engine: Any) -> None:
         self.bar.close()
-        state = self.evaluator.state
+        state: Any = self.evaluator.state
         if engine.state.rank > 0:
             return
         logger.info(

@@ -1,0 +1,88 @@
+"""What decides a feature's value besides the exam itself, and the store that has just that."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scripts.errors import bad_value
+from scripts.features.store import FeatureStore
+from scripts.sequences.pixels import decoder_versions
+
+PREPROCESSING_VERSION = 1  # raise it when a change in scripts/sequences changes what the encoder sees
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NOT_VALUES = ("keys", "allow_missing_keys", "max_sequence_bytes", "R")  # names, limits, random state
+
+
+def make_fingerprint(encoder_name: str, encoder_digest: str, preprocessing: Callable, precision: str) -> dict[str, Any]:
+    """The fingerprint of a store.
+
+    Args:
+        encoder_name: timm name.
+        encoder_digest: of the weights.
+        preprocessing: MONAI Compose from item to encoder input.
+        precision: of the encoder's arithmetic, a key of `PRECISIONS`.
+
+    Raises:
+        ValueError: unknown precision, or a transform whose settings cannot be told.
+    """
+    if precision not in PRECISIONS:
+        allowed = f"one of {', '.join(PRECISIONS)}"
+        raise ValueError(bad_value("configuration", "precision", precision, allowed))
+    transforms: list[Callable] = preprocessing.transforms  # type: ignore[attr-defined]
+    steps = {f"{i} {type(t).__name__}": describe(t) for i, t in enumerate(transforms, 1)}
+    return {
+        "encoder": {"name": encoder_name, "digest": encoder_digest},
+        "preprocessing": {"version": PREPROCESSING_VERSION, **steps},
+        "precision": precision,
+        "decoders": decoder_versions(),
+    }
+
+
+def describe(value: Any) -> Any:
+    """A transform, or anything it is made of, as JSON: its class and what it was made with.
+
+    Raises:
+        ValueError: something whose content cannot be told.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [describe(v) for v in (sorted(value, key=str) if isinstance(value, (set, frozenset)) else value)]
+    if isinstance(value, dict):
+        return {str(k): describe(v) for k, v in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, (Tensor, np.ndarray)):
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        return {
+            "array": hashlib.sha256(array.tobytes()).hexdigest(),
+            "shape": list(array.shape),
+            "type": str(array.dtype),
+        }
+    if isinstance(value, (slice, Path, torch.dtype, np.dtype, torch.device)):
+        return str(value)
+    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None)
+    if name is not None and callable(value):  # a class or a function
+        code = getattr(value, "__code__", None)
+        body = "" if code is None else hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()[:16]
+        return f"{getattr(value, '__module__', '')}.{name} {body if '<' in name else ''}".strip()
+    if not hasattr(value, "__dict__"):
+        raise ValueError(
+            bad_value("preprocessing", "setting", type(value).__qualname__, "numbers, texts, arrays or transforms")
+        )
+    settings = {k: v for k, v in vars(value).items() if not k.startswith("_") and k not in NOT_VALUES}
+    return {"class": type(value).__qualname__, **{k: describe(v) for k, v in settings.items()}}
+
+
+def open_store(features_dir: str | Path, fingerprint: dict[str, Any]) -> FeatureStore:
+    """The store to train from, refused if it was made with another encoder, preprocessing or precision.
+
+    Decoder versions are left out of the comparison: whoever trains does not decode.
+    """
+    stored = FeatureStore.open(Path(features_dir)).fingerprint
+    return FeatureStore.open(Path(features_dir), {**fingerprint, "decoders": stored.get("decoders")})
