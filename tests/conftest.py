@@ -157,9 +157,7 @@ def save(tmp_path: Path) -> Callable[..., Path]:
 def save_series(tmp_path: Path) -> Callable[..., Path]:
     """A folder of single-frame files, one for each entry of `each` (attributes); names hide the order."""
 
-    def write(
-        folder: str, each: Sequence[dict[str, Any]], frames: np.ndarray | None = None, **options: Any
-    ) -> Path:
+    def write(folder: str, each: Sequence[dict[str, Any]], frames: np.ndarray | None = None, **options: Any) -> Path:
         frames = ramp(len(each)) if frames is None else frames
         names = [f"{(i * 7 + 3) % 97:02d}.dcm" for i in range(len(each))]
         assert len(set(names)) == len(each)

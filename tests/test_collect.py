@@ -93,9 +93,7 @@ def test_find_sequences_of_an_ophthalmic_export_joins_files_that_are_each_a_seri
     ("keyword", "value"),
     [("AcquisitionDateTime", "20200102100500"), ("ImageLaterality", "R"), ("PatientID", "B")],
 )
-def test_find_sequences_of_an_ophthalmic_export_separates_days_eyes_and_patients(
-    save_series, tmp_path, keyword, value
-):
+def test_find_sequences_of_an_ophthalmic_export_separates_days_eyes_and_patients(save_series, tmp_path, keyword, value):
     each = [
         {
             "AcquisitionDateTime": f"2020010110{minute:02d}00",
@@ -266,9 +264,7 @@ def test_read_labels_of_a_missing_file_is_file_not_found(tmp_path):
     assert_message(refused.value, tmp_path / "no.csv", "labels", "absent", "CSV")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: UnicodeDecodeError, which names neither the file nor what is allowed"
-)
+@pytest.mark.xfail(strict=True, reason="bug: UnicodeDecodeError, which names neither the file nor what is allowed")
 def test_read_labels_of_another_encoding_is_refused(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_bytes("image,label\na.dcm,l\u00e4sion\n".encode("latin-1"))
@@ -282,9 +278,7 @@ def items_of(*names: object) -> list[dict]:
 
 
 def test_attach_labels_of_two_names_is_binary_and_sorted():
-    items, task, without = attach_labels(
-        items_of("a", "b", "c"), [("a", "yes"), ("b", "no"), ("c", "yes")], None
-    )
+    items, task, without = attach_labels(items_of("a", "b", "c"), [("a", "yes"), ("b", "no"), ("c", "yes")], None)
     assert task == {TYPE: "binary", CLASSES: ["no", "yes"]}
     assert [item[LABEL] for item in items] == [1, 0, 1]
     assert without == []
@@ -311,9 +305,7 @@ def test_attach_labels_joined_by_a_bar_are_multilabel():
     assert [item[LABEL] for item in items] == [[1, 0, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0]]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: a bar at an end makes a class without a name, which read_datalist refuses"
-)
+@pytest.mark.xfail(strict=True, reason="bug: a bar at an end makes a class without a name, which read_datalist refuses")
 @pytest.mark.parametrize("label", ["leak|", "|leak", "leak||pool"])
 def test_attach_labels_with_nothing_beside_a_bar_makes_no_nameless_class(label):
     try:
@@ -399,17 +391,13 @@ def test_split_by_patient_into_more_folds_than_patients_or_fewer_than_three_is_r
     assert_message(refused.value, "num_folds", num_folds, "3 to 4")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: sklearn 1.9.1's UserWarning 'least populated class' where a class is rare"
-)
+@pytest.mark.xfail(strict=True, reason="bug: sklearn 1.9.1's UserWarning 'least populated class' where a class is rare")
 def test_split_by_patient_with_a_rare_class_splits_without_a_warning():
     items = [{IMAGE: str(p), PATIENT: f"P{p}", LABEL: int(p < 2)} for p in range(20)]
     assert sum(map(len, split_by_patient(items, 5, 0).values())) == 20
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: sklearn's ValueError on n_splits, without item, field, found and allowed"
-)
+@pytest.mark.xfail(strict=True, reason="bug: sklearn's ValueError on n_splits, without item, field, found and allowed")
 def test_split_by_patient_with_only_rare_classes_is_refused_in_one_message():
     items = [{IMAGE: str(p), PATIENT: f"P{p}", LABEL: p} for p in range(6)]
     with pytest.raises(ValueError) as refused:
@@ -472,9 +460,7 @@ def test_make_datalist_of_a_folder_without_images_is_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: one class is written without a word, and read_datalist refuses the list"
-)
+@pytest.mark.xfail(strict=True, reason="bug: one class is written without a word, and read_datalist refuses the list")
 def test_make_datalist_of_one_class_is_refused_before_it_is_written(labelled_folder, tmp_path):
     write_csv(tmp_path / "one.csv", "image,label\n.,same\n")
     with pytest.raises(ValueError) as refused:

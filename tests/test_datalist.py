@@ -215,18 +215,14 @@ def test_datalist_split_that_is_no_list_is_refused(write, root, items):
     assert_message(refused.value, path, "training", type(items).__name__, "a list of items")
 
 
-@pytest.mark.parametrize(
-    "entry", ["a.dcm", {}, {IMAGE: ""}, {IMAGE: None}, {IMAGE: []}, {IMAGE: 5}, {IMAGE: [5]}]
-)
+@pytest.mark.parametrize("entry", ["a.dcm", {}, {IMAGE: ""}, {IMAGE: None}, {IMAGE: []}, {IMAGE: 5}, {IMAGE: [5]}])
 def test_datalist_item_without_a_path_is_refused(write, root, entry):
     with pytest.raises(ValueError) as refused:
         read_datalist(write({"training": [entry]}), root)
     assert_message(refused.value, "training[0]", IMAGE, "a path, a list of paths or a folder")
 
 
-BUG_LATE = pytest.mark.xfail(
-    strict=True, reason="bug: not checked here; some of them stop a later run by TypeError"
-)
+BUG_LATE = pytest.mark.xfail(strict=True, reason="bug: not checked here; some of them stop a later run by TypeError")
 
 
 @pytest.mark.parametrize("entry", [{"frames": 5}, {"frames": "012"}, {"frames": [0, [1]]}, {"frames": [1.5]}])
@@ -245,9 +241,7 @@ def test_datalist_frame_times_that_are_no_numbers_are_refused(write, root, times
     assert_message(refused.value, "training[0]", "frame_times_ms")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: 'embedded null byte' of os.lstat, without item, field and allowed"
-)
+@pytest.mark.xfail(strict=True, reason="bug: 'embedded null byte' of os.lstat, without item, field and allowed")
 def test_datalist_path_with_a_null_byte_is_refused(write, root):
     with pytest.raises(ValueError) as refused:
         read_datalist(write({"training": [{IMAGE: "a\0.dcm"}]}), root)
@@ -307,9 +301,7 @@ def test_datalist_digest_is_that_of_the_bytes(write):
 
 
 def test_class_counts_count_every_class_even_the_absent(write, root):
-    path = write(
-        {TASK: MULTICLASS, "training": [item("a.dcm", label=2), item("b.dcm", label=2), item("c.dcm")]}
-    )
+    path = write({TASK: MULTICLASS, "training": [item("a.dcm", label=2), item("b.dcm", label=2), item("c.dcm")]})
     assert class_counts(all_items(path, root), read_task(path, root)).tolist() == [1, 0, 2]
     path = write({TASK: MULTILABEL, "training": [item(label=[1, 0, 1]), item("b.dcm", label=[0, 0, 1])]})
     assert class_counts(all_items(path, root), read_task(path, root)).tolist() == [1, 0, 2]

@@ -62,9 +62,7 @@ def test_check_indices_inside_the_sequence_are_returned(frames):
     assert indices.tolist() == frames
 
 
-@pytest.mark.parametrize(
-    "frames", [[], [7], [-1], [3, 2], [1, 1], [0.5], ["0"], [True], [None], "012", {"0": 1}]
-)
+@pytest.mark.parametrize("frames", [[], [7], [-1], [3, 2], [1, 1], [0.5], ["0"], [True], [None], "012", {"0": 1}])
 def test_check_indices_outside_or_unordered_are_refused(frames):
     with pytest.raises(SequenceError) as refused:
         check_indices("exam/run.dcm", frames, 7)
@@ -111,9 +109,7 @@ def test_check_times_start_at_zero_and_null_is_nan(times, expected):
     np.testing.assert_array_equal(check_times("run", times, len(expected)), expected)
 
 
-@pytest.mark.parametrize(
-    "times", [[0, 1], [0, 1, 2, 3], [0, 2, 1], [5, None, 4], [0, "1", 2], [0, [1], 2], "012", []]
-)
+@pytest.mark.parametrize("times", [[0, 1], [0, 1, 2, 3], [0, 2, 1], [5, None, 4], [0, "1", 2], [0, [1], 2], "012", []])
 def test_check_times_that_do_not_fit_the_frames_are_refused(times):
     with pytest.raises(SequenceError) as refused:
         check_times("exam/run.dcm", times, 3)
@@ -182,9 +178,7 @@ def test_resize_frames_of_the_wanted_size_changes_nothing():
 
 def test_resize_frames_keeps_the_mean_of_each_frame():
     frames = torch.stack([noise(48, 48, seed=t) * (t + 1) for t in range(4)])
-    torch.testing.assert_close(
-        resize_frames(frames, 24).mean(dim=(1, 2)), frames.mean(dim=(1, 2)), rtol=5e-3, atol=0
-    )
+    torch.testing.assert_close(resize_frames(frames, 24).mean(dim=(1, 2)), frames.mean(dim=(1, 2)), rtol=5e-3, atol=0)
 
 
 def test_resize_frames_treats_a_frame_alone_as_among_others():

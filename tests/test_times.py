@@ -121,9 +121,7 @@ def test_acquisition_ms_is_the_same_from_a_date_time_and_from_date_and_time():
 
 
 def test_acquisition_ms_prefers_acquisition_to_content():
-    both = header(
-        AcquisitionDate="20200101", AcquisitionTime="100008", ContentDate="20200101", ContentTime="170000"
-    )
+    both = header(AcquisitionDate="20200101", AcquisitionTime="100008", ContentDate="20200101", ContentTime="170000")
     assert acquisition_ms(both) == acquisition_ms(header(AcquisitionDateTime="20200101100008"))
 
 
@@ -168,9 +166,7 @@ def test_temporal_order_orders_whatever_the_files_are_called():
     assert not any(math.isnan(v) for v in order)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: overflows: infinite times and numpy's RuntimeWarning, or OverflowError"
-)
+@pytest.mark.xfail(strict=True, reason="bug: overflows: infinite times and numpy's RuntimeWarning, or OverflowError")
 @pytest.mark.parametrize(("keyword", "value"), [("FrameTime", "1e308"), ("CineRate", 1e-320)])
 def test_frame_times_of_an_interval_too_large_to_count_are_unknown(keyword, value):
     ds = {keyword: value}  # `get` is all that frame_times asks of a header

@@ -15,9 +15,7 @@ from tests.conftest import PERSON, assert_message, assert_no_person, ramp
 
 
 def pipeline(**options: object) -> Compose:
-    return Compose(
-        [LoadSequenced(**options), ResizeFramesd(image_size=28), NormaliseSequenced(), ToEncoderInputd()]
-    )
+    return Compose([LoadSequenced(**options), ResizeFramesd(image_size=28), NormaliseSequenced(), ToEncoderInputd()])
 
 
 def test_load_sequence_gives_frames_times_indices_and_facts(save):
