@@ -11,6 +11,7 @@ Imports point from the end of this list to its beginning, never back.
       labels       items, labels.csv -> labelled items, task, splits with patients kept apart
       collect      folder, labels.csv -> runs grouped from headers, datalist.json
       times        timing attributes -> frame_times_ms (T,), order of files
+      decoding     file, indices -> decoded frames; a decoder that can break down runs in a child
       pixels       header, file -> checked pixel data -> stored values of chosen frames
       dicom        file, folder or list -> SequenceHeader -> stored frames (T, H, W)
       frames       stored frames -> grey, resized, normalised (T, H, W) -> encoder input (T, 3, H, W)

@@ -35,9 +35,7 @@ def splits(tmp_path):
                     features = torch.randn(length, D, generator=generator)
                     if position is not None:
                         signal = torch.zeros(D)
-                        signal[:K] = (
-                            torch.eye(K)[labels(n)] if isinstance(labels(n), int) else torch.tensor(labels(n))
-                        )
+                        signal[:K] = torch.eye(K)[labels(n)] if isinstance(labels(n), int) else torch.tensor(labels(n))
                         features[round(position * (length - 1))] = 10 * signal
                     stored = StoredSequence(features, torch.arange(length) * 100.0, torch.arange(length))
                     writer.add(entry_key(items[-1]), stored)
@@ -77,7 +75,6 @@ def test_single_best_frame_gives_a_class_absent_from_training_probability_zero(s
     assert (probabilities.argmax(axis=1) == labels_of(data["test"])).all()
 
 
-@pytest.mark.xfail(strict=True, raises=UserWarning, reason="sklearn warns of each position and penalty")
 def test_single_best_frame_takes_a_validation_split_that_lacks_a_class(splits):
     data = splits(0.5, labels=lambda n: 2 if n >= SPLITS["validation"] else n % 2)
     assert set(labels_of(data["training"])) == {0, 1, 2}

@@ -57,7 +57,6 @@ def test_dataset_error_of_a_file_in_a_folder_names_folder_and_file(save, tmp_pat
     assert item[ERROR].startswith("exam/2.dcm: ")
 
 
-@pytest.mark.xfail(strict=True, reason="bug: of a list, the message names its folder by the absolute path")
 def test_dataset_error_of_a_list_of_files_names_no_absolute_path(save, tmp_path):
     paths = [save(f"exam/{n}.dcm", ramp(1, 12, 8 + n), InstanceNumber=n) for n in (1, 2)]
     item = SequenceDataset([{IMAGE: paths, SOURCE: "exam/1.dcm (+1 files)"}], transform())[0]
@@ -65,7 +64,6 @@ def test_dataset_error_of_a_list_of_files_names_no_absolute_path(save, tmp_path)
     assert str(tmp_path) not in item[ERROR]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: such an entry raises TypeError or ValueError and stops the others")
 @pytest.mark.parametrize("entry", [{FRAMES: 5}, {FRAMES: [0, [1]]}, {FRAME_TIMES: 33.3}])
 def test_dataset_of_a_nonsense_frames_entry_marks_this_exam_only(save, entry):
     path = save()

@@ -178,8 +178,7 @@ def test_progress_says_at_the_end_which_epoch_was_best(caplog):
     last = [record.getMessage() for record in caplog.records if record.name == "angiography"]
     state = evaluator.state
     assert last == [
-        f"head: stopped after 2 epochs; best epoch {state.best_metric_epoch}, "
-        f"val_likelihood {state.best_metric:.3f}"
+        f"head: stopped after 2 epochs; best epoch {state.best_metric_epoch}, val_likelihood {state.best_metric:.3f}"
     ]
 
 

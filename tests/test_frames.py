@@ -69,12 +69,6 @@ def test_check_indices_outside_or_unordered_are_refused(frames):
     assert_message(refused.value, "exam/run.dcm", "frames", "ascending", "below 7")
 
 
-BUG_SHAPES = pytest.mark.xfail(
-    strict=True, reason="bug: TypeError or numpy's ValueError, so one bad list entry stops the whole run"
-)
-
-
-@BUG_SHAPES
 @pytest.mark.parametrize("frames", [5, [0, [1]]])
 def test_check_indices_that_are_no_flat_list_are_refused(frames):
     with pytest.raises(SequenceError) as refused:
@@ -82,14 +76,12 @@ def test_check_indices_that_are_no_flat_list_are_refused(frames):
     assert_message(refused.value, "exam/run.dcm", "frames", "ascending")
 
 
-@BUG_SHAPES
 def test_check_times_that_are_no_list_are_refused():
     with pytest.raises(SequenceError) as refused:
         check_times("exam/run.dcm", 33.3, 7)
     assert_message(refused.value, "exam/run.dcm", "frame_times_ms", "7 numbers")
 
 
-@pytest.mark.xfail(strict=True, reason="bug: an infinite time passes, and reaches the network as inf")
 def test_check_times_that_are_infinite_are_refused():
     with pytest.raises(SequenceError):
         check_times("exam/run.dcm", [0, 1, float("inf")], 3)
@@ -113,7 +105,7 @@ def test_check_times_start_at_zero_and_null_is_nan(times, expected):
 def test_check_times_that_do_not_fit_the_frames_are_refused(times):
     with pytest.raises(SequenceError) as refused:
         check_times("exam/run.dcm", times, 3)
-    assert_message(refused.value, "exam/run.dcm", "frame_times_ms", f"{len(times)} values", "3 numbers")
+    assert_message(refused.value, "exam/run.dcm", "frame_times_ms", "3 numbers")
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 16])

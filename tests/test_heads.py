@@ -97,9 +97,7 @@ def test_one_frame_gets_all_the_weight_and_finite_logits():
 def test_lengths_left_out_mean_that_every_frame_is_real():
     features, times = batch_of(torch.full((B,), T))
     head = head_of()
-    torch.testing.assert_close(
-        head(features, None, times), head(features, torch.full((B,), T), times), rtol=0, atol=0
-    )
+    torch.testing.assert_close(head(features, None, times), head(features, torch.full((B,), T), times), rtol=0, atol=0)
 
 
 @torch.inference_mode()
@@ -161,9 +159,7 @@ def test_standardisation_travels_in_the_state_dict():
     features, times = batch_of()
     trained, fresh = head_of(), GRUHead(D, K, hidden_size=8).eval()
     fresh.load_state_dict(trained.state_dict())
-    torch.testing.assert_close(
-        fresh(features, LENGTHS, times), trained(features, LENGTHS, times), rtol=0, atol=0
-    )
+    torch.testing.assert_close(fresh(features, LENGTHS, times), trained(features, LENGTHS, times), rtol=0, atol=0)
     assert not torch.equal(trained.mean, torch.zeros(D))
 
 

@@ -91,9 +91,7 @@ def written(output_dir: Path) -> tuple[list[dict], dict]:
 
 @pytest.mark.parametrize("task_type", [MULTICLASS, MULTILABEL])
 @pytest.mark.parametrize("batch_size", [1, 3])
-def test_each_sequence_gets_one_row_of_what_the_network_says_of_it(
-    network, items, tmp_path, task_type, batch_size
-):
+def test_each_sequence_gets_one_row_of_what_the_network_says_of_it(network, items, tmp_path, task_type, batch_size):
     writer = run(network, items, tmp_path / "out", task_type, batch_size)
     rows, document = written(tmp_path / "out")
     assert [len(writer.rows), len(rows), len(document["predictions"])] == [3, 3, 3]

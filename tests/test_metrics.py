@@ -77,9 +77,7 @@ def test_binary_scores_equal_scikit_learn_on_the_second_column():
     assert yes["auroc"]["value"] == pytest.approx(area, abs=CLOSE)
     assert yes["sensitivity"]["value"] == pytest.approx(sk.recall_score(labels, predicted), abs=CLOSE)
     assert yes["specificity"]["value"] == pytest.approx(sk.recall_score(1 - labels, ~predicted), abs=CLOSE)
-    assert yes["auprc"]["value"] == pytest.approx(
-        sk.average_precision_score(labels, probabilities[:, 1]), abs=CLOSE
-    )
+    assert yes["auprc"]["value"] == pytest.approx(sk.average_precision_score(labels, probabilities[:, 1]), abs=CLOSE)
 
 
 def test_multilabel_scores_equal_scikit_learn():
@@ -90,9 +88,7 @@ def test_multilabel_scores_equal_scikit_learn():
     assert found["balanced_accuracy"]["value"] == pytest.approx(balanced, abs=CLOSE)
     assert found["macro_auroc"]["value"] == pytest.approx(sk.roc_auc_score(labels, probabilities), abs=CLOSE)
     assert found["accuracy"]["value"] == pytest.approx(sk.accuracy_score(labels, predicted), abs=CLOSE)
-    assert found["macro_f1"]["value"] == pytest.approx(
-        sk.f1_score(labels, predicted, average="macro"), abs=CLOSE
-    )
+    assert found["macro_f1"]["value"] == pytest.approx(sk.f1_score(labels, predicted, average="macro"), abs=CLOSE)
     assert "confusion" not in found
 
 
@@ -140,9 +136,7 @@ def test_equal_scores_have_area_one_half_and_no_interval():
     found = score(labels, np.full((40, 2), 0.5), BINARY, ["no", "yes"], range(40), num_resamples=200)
     assert found["macro_auroc"] == {"value": 0.5, "low": None, "high": None}
     assert found["accuracy"]["low"] < 0.5 < found["accuracy"]["high"]
-    assert any(
-        "every resample gives the same value" in note and "macro auroc" in note for note in found["notes"]
-    )
+    assert any("every resample gives the same value" in note and "macro auroc" in note for note in found["notes"])
 
 
 def test_class_that_resamples_miss_is_noted_with_their_number():
@@ -159,8 +153,7 @@ def test_scores_depend_on_the_seed_only_in_their_intervals():
     data = simulated(np.random.default_rng(6))
     labels, probabilities, patients = data
     first, again, other = (
-        score(labels, probabilities, MULTICLASS, NAMES, patients, num_resamples=200, seed=seed)
-        for seed in (0, 0, 1)
+        score(labels, probabilities, MULTICLASS, NAMES, patients, num_resamples=200, seed=seed) for seed in (0, 0, 1)
     )
     assert first == again
     assert first["macro_auroc"]["value"] == other["macro_auroc"]["value"]
@@ -197,9 +190,7 @@ def test_paired_difference_is_the_difference_of_the_scores(metric):
     poor = np.roll(good, 1, axis=1) * 0.4 + good * 0.6
     task = {"task_type": MULTICLASS, CLASSES: NAMES, "num_resamples": 300}
     found = paired_difference(labels, good, poor, patients, metric, **task)
-    apart = [
-        score(labels, p, MULTICLASS, NAMES, patients, num_resamples=0)[metric]["value"] for p in (good, poor)
-    ]
+    apart = [score(labels, p, MULTICLASS, NAMES, patients, num_resamples=0)[metric]["value"] for p in (good, poor)]
     assert found["value"] == pytest.approx(apart[0] - apart[1], abs=CLOSE)
     assert found["low"] <= found["value"] <= found["high"]
     swapped = paired_difference(labels, poor, good, patients, metric, **task)

@@ -83,9 +83,6 @@ def test_ids_of_the_arguments_file_are_checked_too(configs, tmp_path):
         reject_unknown_ids(given)
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="config_file is looked for on the command line alone"
-)
 def test_config_file_may_stand_in_the_arguments_file(configs, tmp_path):
     arguments = tmp_path / "arguments.yaml"
     arguments.write_text(f"config_file: {configs[0]}\nlearning_rate: 0.2\n")

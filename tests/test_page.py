@@ -181,9 +181,7 @@ def test_verdict_follows_the_paired_interval(difference, verdict):
 
 def test_control_of_another_name_asks_its_own_question():
     difference = {"value": 0.1, "low": 0.02, "high": 0.2}
-    given = {
-        "controls": {"colour": {"difference": difference}, "x": {"difference": difference, "question": "Q?"}}
-    }
+    given = {"controls": {"colour": {"difference": difference}, "x": {"difference": difference, "question": "Q?"}}}
     assert [found["question"] for found in findings(given)] == ["Does the model beat “colour”?", "Q?"]
 
 

@@ -122,9 +122,7 @@ def test_line_breaks_and_tabs_in_names_stay_in_their_cell(tmp_path):
 
 
 def test_no_rows_give_a_table_of_headings_and_the_failures(tmp_path):
-    path = write_predictions(
-        tmp_path, [], NAMES, [{IMAGE: "a.dcm", "reason": "not DICOM"}], task_type=MULTICLASS
-    )
+    path = write_predictions(tmp_path, [], NAMES, [{IMAGE: "a.dcm", "reason": "not DICOM"}], task_type=MULTICLASS)
     assert path.read_text(encoding="utf-8").count("\n") == 1
     assert len(strict(tmp_path / "predictions.json")["failures"]) == 1
 

@@ -34,14 +34,10 @@ def test_every_resample_equals_scikit_learn_on_its_repeated_sequences():
         predicted = scores.argmax(axis=1)
         present = np.unique(truth)
         assert values["accuracy"][row] == pytest.approx(sk.accuracy_score(truth, predicted))
-        assert values["macro_f1"][row] == pytest.approx(
-            sk.f1_score(truth, predicted, labels=present, average="macro")
-        )
+        assert values["macro_f1"][row] == pytest.approx(sk.f1_score(truth, predicted, labels=present, average="macro"))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a class predicted and not present
-            assert values["balanced_accuracy"][row] == pytest.approx(
-                sk.balanced_accuracy_score(truth, predicted)
-            )
+            assert values["balanced_accuracy"][row] == pytest.approx(sk.balanced_accuracy_score(truth, predicted))
         for k in present:
             assert values["auroc"][row, k] == pytest.approx(sk.roc_auc_score(truth == k, scores[:, k]))
             area = sk.average_precision_score(truth == k, scores[:, k])

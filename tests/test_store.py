@@ -59,9 +59,7 @@ def sequence_of(number: int) -> StoredSequence:
 
 def assert_equal(found: StoredSequence, wanted: StoredSequence) -> None:
     for name in ("features", "frame_times_ms", "frame_indices"):
-        torch.testing.assert_close(
-            getattr(found, name), getattr(wanted, name), rtol=0, atol=0, equal_nan=True
-        )
+        torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=0, atol=0, equal_nan=True)
 
 
 def assert_holds(store: FeatureStore, numbers: range) -> None:
@@ -458,15 +456,10 @@ def hostile(digest: str) -> dict[str, bytes]:
         "beyond the end": header(meta | whole | {indices: tensor("I64", [1], 12, 20)}, data=bytes(12)),
         "path as key": header(meta | {"../../etc/passwd.features": features}, data=bytes(8)),
         "entry without indices": header(meta | whole, data=bytes(12)),
-        "indices of another length": header(
-            meta | whole | {indices: tensor("I64", [2], 12, 28)}, data=bytes(28)
-        ),
+        "indices of another length": header(meta | whole | {indices: tensor("I64", [2], 12, 28)}, data=bytes(28)),
         "times of another type": header(meta | whole | {indices: tensor("I32", [1], 12, 16)}, data=bytes(16)),
         "whole entry, then a path": header(
-            {indices: tensor("I64", [1], 12, 20)}
-            | whole
-            | meta
-            | {"../x.features": tensor("U8", [1], 20, 21)},
+            {indices: tensor("I64", [1], 12, 20)} | whole | meta | {"../x.features": tensor("U8", [1], 20, 21)},
             data=bytes(21),
         ),
         "one tensor more": header(

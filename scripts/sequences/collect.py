@@ -92,8 +92,15 @@ def find_sequences(root: Path, progress: bool = True) -> tuple[list[dict[str, An
             disable=not progress,
         )
         read = list(bar)
-    files = [file for file in read if isinstance(file, _File)]
     left_out = [reason for reason in read if isinstance(reason, str)]
+    files: list[_File] = []
+    seen: dict[str, Path] = {}
+    for file in read:
+        if isinstance(file, _File) and file.instance in seen:
+            left_out.append(f"{file.path.relative_to(root)}: the same SOPInstanceUID as {seen[file.instance]}")
+        elif isinstance(file, _File):
+            seen[file.instance] = file.path.relative_to(root)
+            files.append(file)
     groups: dict[tuple, list[_File]] = defaultdict(list)
     for file in files:
         single = file.frames == 1
@@ -118,6 +125,8 @@ def find_sequences(root: Path, progress: bool = True) -> tuple[list[dict[str, An
 def _read(path: Path, root: Path) -> _File | str | None:
     """One file's place in the groups; a reason if it is DICOM but no image run; None if it is not DICOM."""
     name = path.relative_to(root)
+    if not path.resolve().is_relative_to(root.resolve()):
+        return f"{name}: leads out of the folder"
     if not is_dicom(path):
         return None
     try:
@@ -132,7 +141,7 @@ def _read(path: Path, root: Path) -> _File | str | None:
             eye = str(header.get("ImageLaterality") or "")
             return _File(
                 path=path,
-                patient=str(header.get("PatientID") or "") or f"folder {name.parts[0]}",
+                patient=str(header.get("PatientID") or "") or f"folder {name.parts[0] if name.parts[1:] else ''}",
                 series=str(name) if still else str(header.get("SeriesInstanceUID") or ""),
                 instance=str(header.get("SOPInstanceUID") or path),
                 number=None if number is None else int(number),
@@ -148,8 +157,7 @@ def _read(path: Path, root: Path) -> _File | str | None:
 def _as_sequences(group: list[_File], root: Path) -> list[Any]:
     """One sequence of a group if its headers order it, else one for each file."""
     order = temporal_order([f.acquired_ms for f in group], [f.number for f in group])
-    repeated = len({f.instance for f in group}) < len(group)  # one image stored several times is no sequence
-    if order is None or repeated:
+    if order is None:
         return [file.path.relative_to(root).as_posix() for file in group]
     if len(group) == 1:
         return [group[0].path.relative_to(root).as_posix()]

@@ -13,6 +13,8 @@ from scripts.errors import bad_value
 from scripts.keys import (
     BINARY,
     CLASSES,
+    FRAME_TIMES,
+    FRAMES,
     IMAGE,
     LABEL,
     MULTILABEL,
@@ -25,6 +27,7 @@ from scripts.keys import (
     TASK_TYPES,
     TYPE,
 )
+from scripts.sequences.frames import are_indices, are_times
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def read_datalist(path: str | Path, dataset_dir: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(bad_value("configuration", "dataset_dir", root, "an existing folder"))
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(bad_value(path, "content", f"not JSON ({error})", "a JSON object of splits")) from error
     if not isinstance(content, dict) or not any(split in content for split in SPLITS):
         raise ValueError(bad_value(path, "content", type(content).__name__, f"an object with any of {SPLITS}"))
@@ -150,6 +153,12 @@ def _read_item(where: str, item: Any, root: Path, task: Task | None) -> dict[str
     out = dict(item)
     out[IMAGE] = inside if isinstance(source, list) else inside[0]
     out[SOURCE] = source if isinstance(source, str) else f"{paths[0]} (+{len(paths) - 1} files)"
+    for key, allowed, fits in (
+        (FRAMES, "a list of 0-based frame indices", are_indices),
+        (FRAME_TIMES, "a list of one finite number or null for each frame", are_times),
+    ):
+        if item.get(key) is not None and not fits(item[key]):
+            raise ValueError(bad_value(where, key, item[key], allowed))
     if LABEL in item:
         if task is None:
             raise ValueError(bad_value(where, LABEL, item[LABEL], f"a {TASK} block that names the classes"))
@@ -164,7 +173,7 @@ def resolve_inside(where: str, path: str, root: Path) -> Path:
         ValueError: it leads out of `root`, by `..`, as an absolute path or through a link.
     """
     absolute = root / path
-    if not absolute.resolve().is_relative_to(root.resolve()):
+    if "\0" in path or not absolute.resolve().is_relative_to(root.resolve()):
         raise ValueError(bad_value(where, IMAGE, path, "a path inside dataset_dir"))
     return absolute
 
@@ -205,7 +214,7 @@ def _refuse_leaks(path: Path, content: dict[str, Any]) -> None:
                     )
                 )
             image = item[IMAGE] if isinstance(item[IMAGE], list) else [item[IMAGE]]
-            names = [(IMAGE, "|".join(str(p) for p in image))]
+            names = [(IMAGE, "|".join(sorted(str(p.resolve()) for p in image)))]
             names += [(SEQUENCE, str(item[SEQUENCE]))] if item.get(SEQUENCE) is not None else []
             for name in names:
                 if name in seen:

@@ -40,6 +40,8 @@ def relative_message(error: BaseException, item: dict[str, Any]) -> str:
     text, images = str(error), item[IMAGE] if isinstance(item[IMAGE], list) else [item[IMAGE]]
     for image in images:
         text = text.replace(str(image), item[SOURCE] if len(images) == 1 else Path(image).name)
+    if len(images) > 1:
+        text = text.replace(str(Path(images[0]).parent), item[SOURCE])
     return text if item[SOURCE] in text else f"{item[SOURCE]}: {text}"
 
 

@@ -6,6 +6,7 @@ Only attributes in `HEADER_TAGS` are ever read, so nothing about a person can le
 import logging
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,19 +19,27 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from scripts.errors import SequenceError, bad_value
 from scripts.sequences.pixels import check_pixel_data, read_stored
-from scripts.sequences.times import TIMING_TAGS, acquisition_ms, frame_times, temporal_order
+from scripts.sequences.times import TIMING_TAGS, acquisition_ms, frame_times, number, temporal_order
 
 DEFAULT_MAX_SEQUENCE_BYTES = 2 * 2**30
-FACTS = (  # what leaves the reader beside pixels and times: coded or numeric, never free text
-    "Modality",
-    "SOPClassUID",
-    "PhotometricInterpretation",
-    "BitsStored",
-    "PixelIntensityRelationship",
-    "ImageLaterality",
-    "PositionerPrimaryAngle",
-    "PositionerSecondaryAngle",
-)
+MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
+COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+# What leaves the reader beside pixels and times: known codes and numbers, so that free text in them stays behind.
+CODES = {
+    "Modality": ("XA", "RF", "OP", "OPT", "OT", "XC"),
+    "PhotometricInterpretation": (
+        "MONOCHROME1",
+        "MONOCHROME2",
+        "RGB",
+        "YBR_FULL",
+        "YBR_FULL_422",
+        "YBR_ICT",
+        "YBR_RCT",
+    ),
+    "PixelIntensityRelationship": ("LIN", "LOG", "DISP"),
+    "ImageLaterality": ("R", "L", "B"),
+}
+NUMBERS = ("BitsStored", "PositionerPrimaryAngle", "PositionerSecondaryAngle")
 PIXEL_TAGS = (
     "Rows",
     "Columns",
@@ -39,9 +48,7 @@ PIXEL_TAGS = (
     "PixelRepresentation",
     "PlanarConfiguration",
 )
-HEADER_TAGS = [*FACTS, *PIXEL_TAGS, *TIMING_TAGS, "NumberOfFrames", "InstanceNumber"]
-MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
-COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+HEADER_TAGS = [*CODES, *NUMBERS, *PIXEL_TAGS, *TIMING_TAGS, "NumberOfFrames", "InstanceNumber"]
 
 # pydicom and its decoders raise all of these on damaged files.
 READ_ERRORS = (
@@ -57,6 +64,7 @@ READ_ERRORS = (
     EOFError,
     StopIteration,
     struct.error,
+    zlib.error,
     MemoryError,
 )
 
@@ -81,7 +89,7 @@ class SequenceHeader:
     bits_stored: int
     transfer_syntax: tuple[str, ...]  # one a file
     frame_times_ms: np.ndarray  # (T,) float64 since the first frame, NaN = unknown
-    facts: dict[str, str | int | float]
+    facts: dict[str, str | float]
 
 
 @contextmanager
@@ -130,7 +138,8 @@ def read_header(source: Path | Sequence[Path], max_sequence_bytes: int = DEFAULT
         files, headers, times = _in_order(name, files, headers, listed=not isinstance(source, Path))
         _check_alike(name, files, headers)
     first = headers[0]
-    facts = {tag: _plain(first[tag].value) for tag in FACTS if tag in first and first[tag].value not in (None, "")}
+    with reading(files[0], "header"):
+        facts = _facts(first)
     return SequenceHeader(
         files=tuple(files),
         num_frames=sum(frames),
@@ -274,7 +283,7 @@ def _in_order(
 
 
 def _check_alike(name: Path, files: list[Path], headers: list[Dataset]) -> None:
-    for keyword in ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation"):
+    for keyword in ("PhotometricInterpretation", *PIXEL_TAGS, "BitsStored"):
         for file, header in zip(files, headers, strict=True):
             if header.get(keyword) != headers[0].get(keyword):
                 raise SequenceError(
@@ -291,5 +300,8 @@ def _transfer_syntax(header: Dataset) -> str:
     return str(header.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian))
 
 
-def _plain(value: object) -> str | int | float:
-    return value if isinstance(value, (int, float)) else str(value)[:64]
+def _facts(header: Dataset) -> dict[str, str | float]:
+    """Attributes that hold one of the codes known for them, or a number; anything else is left out."""
+    codes = {key: header.get(key) for key, known in CODES.items() if header.get(key) in known}
+    numbers = {key: number(header.get(key)) for key in NUMBERS}
+    return codes | {key: value for key, value in numbers.items() if value is not None}

@@ -1,5 +1,6 @@
 """Arithmetic on frames: which to read, grey values, size, intensity, encoder input. Plain functions, no keys."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,17 +36,31 @@ def choose_frames(num_frames: int, frame_choice: str, max_frames: int) -> np.nda
     return np.linspace(0, num_frames - 1, max_frames).round().astype(np.int64)
 
 
+def are_indices(frames: object) -> bool:
+    """True for a list of whole numbers, not empty."""
+    whole = isinstance(frames, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in frames)
+    return whole and len(frames) > 0  # type: ignore[arg-type]
+
+
+def are_times(frame_times_ms: object) -> bool:
+    """True for a list of finite numbers or None, not empty."""
+    if not isinstance(frame_times_ms, list) or not frame_times_ms:
+        return False
+    numbers = [time for time in frame_times_ms if time is not None]
+    return all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+
+
 def check_indices(item: object, frames: Sequence[int], num_frames: int) -> np.ndarray:
     """The `frames` of a datalist item as indices (T,) int64.
 
     Raises:
         SequenceError: empty, not ascending, or outside the sequence.
     """
-    indices = np.asarray(frames)
-    valid = indices.ndim == 1 and indices.size > 0 and indices.dtype.kind in "iu"
+    valid = are_indices(frames)
+    indices = np.asarray(frames if valid else [0])
     if not valid or (np.diff(indices) <= 0).any() or indices[0] < 0 or indices[-1] >= num_frames:
         raise SequenceError(
-            bad_value(item, "frames", list(frames), f"ascending 0-based indices below {num_frames}, at least one")
+            bad_value(item, "frames", frames, f"ascending 0-based indices below {num_frames}, at least one")
         )
     return indices.astype(np.int64)
 
@@ -56,10 +71,10 @@ def check_times(item: object, frame_times_ms: Sequence[float | None], num_frames
     Raises:
         SequenceError: not one number for each frame, or decreasing.
     """
-    known = all(time is None or isinstance(time, (int, float)) for time in frame_times_ms)
-    times = np.array([np.nan if time is None else time for time in frame_times_ms], dtype=np.float64) if known else None
-    if times is None or len(times) != num_frames or (np.diff(times[np.isfinite(times)]) < 0).any():
-        found = f"{len(frame_times_ms)} values"
+    known = are_times(frame_times_ms)
+    times = np.array([np.nan if time is None else time for time in (frame_times_ms if known else [])], dtype=np.float64)
+    if len(times) != num_frames or (np.diff(times[np.isfinite(times)]) < 0).any():
+        found = f"{len(frame_times_ms)} values" if known else frame_times_ms
         raise SequenceError(
             bad_value(item, "frame_times_ms", found, f"{num_frames} numbers that never decrease, null = unknown")
         )

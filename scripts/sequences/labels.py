@@ -1,6 +1,7 @@
 """Labels of a CSV -> items with labels and their task -> splits with patients kept apart."""
 
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,14 @@ def read_labels(path: Path) -> list[tuple[str, str]]:
     """
     if not path.is_file():
         raise FileNotFoundError(bad_value(path, "labels", "absent", "an existing CSV file"))
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if not {IMAGE, LABEL} <= set(rows.fieldnames or ()):
-            raise ValueError(bad_value(path, "columns", rows.fieldnames, f"{IMAGE} and {LABEL}"))
-        pairs = [((row[IMAGE] or "").strip().rstrip("/"), (row[LABEL] or "").strip()) for row in rows]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(bad_value(path, "encoding", "not UTF-8", "a CSV file in UTF-8")) from error
+    rows = csv.DictReader(text.splitlines())
+    if not {IMAGE, LABEL} <= set(rows.fieldnames or ()):
+        raise ValueError(bad_value(path, "columns", rows.fieldnames, f"{IMAGE} and {LABEL}"))
+    pairs = [((row[IMAGE] or "").strip().rstrip("/"), (row[LABEL] or "").strip()) for row in rows]
     empty = next((i for i, pair in enumerate(pairs) if not all(pair)), None)
     if empty is not None:
         raise ValueError(bad_value(f"{path}: row {empty + 2}", "image, label", pairs[empty], "both filled"))
@@ -71,8 +75,13 @@ def attach_labels(
         raise ValueError(
             bad_value(f"labels row {unused[0]}", IMAGE, f"no sequence ({len(unused)} rows)", "a path of a sequence")
         )
+    nameless = next((image for image, label in label_of.items() if not all(label.split("|"))), None)
+    if nameless is not None:
+        raise ValueError(bad_value(f"labels row {nameless}", LABEL, label_of[nameless], "class names joined by |"))
     found = {part for _, label in labelled for part in label.split("|")}
     names = list(classes) if classes else sorted(found)
+    if len(names) < 2 and not any("|" in label for _, label in labelled):
+        raise ValueError(bad_value("labels", "classes", ", ".join(names), "at least two"))
     unknown = sorted(found - set(names))
     if unknown:
         raise ValueError(bad_value("labels", LABEL, unknown[0], f"one of the classes {', '.join(names)}"))
@@ -102,7 +111,9 @@ def split_by_patient(items: list[dict[str, Any]], num_folds: int, seed: int) -> 
                 f"3 to {len(set(patients))}, the number of patients labelled",
             )
         )
-    strata = ["|".join(map(str, np.atleast_1d(item[LABEL]))) for item in items]
+    if max(Counter(str(item[LABEL]) for item in items).values()) < num_folds:
+        raise ValueError(bad_value("datalist", "num_folds", num_folds, "at most the sequences of the largest class"))
+    strata = _common(["|".join(map(str, np.atleast_1d(item[LABEL]))) for item in items], num_folds)
     folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split(items, strata, patients)
     fold_of = {int(i): fold for fold, (_, held_out) in enumerate(folds) for i in held_out}
     names = {0: TEST, 1: VALIDATION}
@@ -110,3 +121,12 @@ def split_by_patient(items: list[dict[str, Any]], num_folds: int, seed: int) -> 
     for i, item in enumerate(items):
         out[names.get(fold_of[i], TRAINING)].append(item)
     return out
+
+
+def _common(strata: list[str], num_folds: int) -> list[str]:
+    """Strata with those too rare for every fold joined, to the largest one if they are too few together."""
+    counts = Counter(strata)
+    rare = {name for name, count in counts.items() if count < num_folds}
+    together = sum(counts[name] for name in rare)
+    joined = "rare" if together >= num_folds else counts.most_common(1)[0][0]
+    return [joined if name in rare else name for name in strata]

@@ -101,7 +101,7 @@ def _write_run(
 ) -> str:
     """Write one run; returns its path relative to `root`: a file, or the folder of single-frame files."""
     frames, times_ms = (ffa_sequence if kind == "ffa_leak" else xa_sequence)(rng, label, rows)
-    bits = int(rng.integers(8, 13)) if kind == "xa_flow" else int(rng.choice([8, 8, 8, 10, 12]))
+    bits = int(rng.integers(8, 13)) if kind == "xa_flow" else int(rng.choice([8, 8, 8, 12]))
     syntaxes = [uid.ExplicitVRLittleEndian, uid.RLELossless] + [uid.JPEGBaseline8Bit] * (bits == 8)
     syntax = syntaxes[int(rng.integers(len(syntaxes)))]
     photometric = str(rng.choice(["MONOCHROME1", "MONOCHROME2"]))
@@ -109,10 +109,13 @@ def _write_run(
     _, patient, run = source
     folder = f"exams/P{patient:04d}"
     base = _header(kind, source, bits, photometric)
+    injection = FIRST_ACQUISITION + timedelta(minutes=30 * run)
+    base.AcquisitionDateTime = _moment(injection, times_ms[0])
     if kind == "xa_flow" or rng.random() < 0.5:
         if kind == "xa_flow":
             base.FrameIncrementPointer = 0x00181063  # FrameTime
             base.FrameTime = f"{times_ms[1] - times_ms[0]:.6f}"
+            base.CineRate = round(1000 / (times_ms[1] - times_ms[0]))
         else:
             base.FrameIncrementPointer = 0x00181065  # FrameTimeVector
             base.FrameTimeVector = [f"{step:.3f}" for step in np.diff(times_ms, prepend=times_ms[0])]
@@ -123,15 +126,20 @@ def _write_run(
     name = f"{folder}/run{run}"
     own_series = rng.random() < 0.5  # ophthalmic exports: every file is a series, only the clock orders them
     order = rng.permutation(len(stored))
+    if (np.diff(order) > 0).all():
+        order = order[::-1]  # names are never in order of time
     for i, frame in enumerate(stored):
         single = Dataset(base)
-        moment = FIRST_ACQUISITION + timedelta(minutes=30 * run, milliseconds=float(times_ms[i]))
-        single.AcquisitionDateTime = moment.strftime("%Y%m%d%H%M%S.%f")
+        single.AcquisitionDateTime = _moment(injection, times_ms[i])
         single.InstanceNumber = 1 if own_series else i + 1
         if own_series:
             single.SeriesInstanceUID = _uid(*source, "series", i)
         _save(root / name / f"{order[i]:02d}.dcm", single, frame[None], syntax, (*source, i))
     return name
+
+
+def _moment(start: datetime, time_ms: float) -> str:
+    return (start + timedelta(milliseconds=float(time_ms))).strftime("%Y%m%d%H%M%S.%f")
 
 
 def quantise(frames: NDArray[np.floating], bits: int, photometric: str) -> NDArray[np.unsignedinteger]:
@@ -159,7 +167,8 @@ def _header(kind: str, source: tuple[int, int, int], bits: int, photometric: str
     header.StudyInstanceUID = _uid(*source[:2], "study")
     header.SeriesInstanceUID = _uid(*source, "series")
     header.StudyID, header.SeriesNumber, header.InstanceNumber = str(patient), run, 1
-    header.ImageType = ["ORIGINAL", "PRIMARY"]
+    header.AccessionNumber = header.ReferringPhysicianName = ""
+    header.ImageType = ["ORIGINAL", "PRIMARY"] + ["SINGLE PLANE"] * (kind == "xa_flow")
     header.SamplesPerPixel = 1
     header.PhotometricInterpretation = photometric
     header.BitsAllocated = 8 if bits == 8 else 16
@@ -168,6 +177,8 @@ def _header(kind: str, source: tuple[int, int, int], bits: int, photometric: str
     if kind == "xa_flow":
         header.ContrastBolusAgent = "synthetic contrast"
         header.PixelIntensityRelationship = "LIN"
+        header.RadiationSetting, header.KVP = "GR", "80"
+        header.BodyPartExamined = "HEART"
     else:
         header.ImageLaterality = "R" if patient % 2 else "L"
         header.ContrastBolusAgent = "synthetic fluorescein"
@@ -175,7 +186,7 @@ def _header(kind: str, source: tuple[int, int, int], bits: int, photometric: str
 
 
 def _uid(*source: object) -> str:
-    return uid.generate_uid(entropy_srcs=["angiography phantom", *map(str, source)])
+    return uid.generate_uid(entropy_srcs=["angiography phantom " + "/".join(map(str, source))])
 
 
 def _save(path: Path, header: Dataset, stored: NDArray, syntax: str, source: Sequence[object]) -> None:

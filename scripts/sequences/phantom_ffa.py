@@ -22,10 +22,10 @@ FFA_CLASSES = ("normal", "leakage", "pooling", "staining", "window_defect")
 MIN_FRAMES, MAX_FRAMES = 6, 16
 FIRST_FRAME_S = (10.0, 40.0)  # after the injection
 LAST_FRAME_S = (240.0, 1200.0)
-MIDDLE_DIAMETER = (0.21, 0.41)  # of the spot, half-way through its course, in image widths
-DIAMETER_CHANGE = (0.8, 1.05)  # logarithm of the largest over the smallest
-MIDDLE_BRIGHTNESS = (0.32, 0.68)
-BRIGHTNESS_CHANGE = (0.4, 0.5)
+MIDDLE_DIAMETER = (0.22, 0.40)  # of the spot, half-way through its course, in image widths
+DIAMETER_CHANGE = (0.85, 1.1)  # logarithm of the largest over the smallest
+MIDDLE_BRIGHTNESS = (0.36, 0.64)
+BRIGHTNESS_CHANGE = (0.48, 0.6)
 EDGE_BLUR = (0.008, 0.03)  # in image widths
 OVERSAMPLING = 2  # of drawn lines, against jagged edges
 
@@ -92,7 +92,7 @@ def spot_course(rng: np.random.Generator, name: str, progress: Floats) -> tuple[
     else:
         brightness += centred * rng.uniform(*BRIGHTNESS_CHANGE)
     if course == "leakage":
-        blur *= 1 + change
+        blur *= 1 + 2 * change
     jitter = np.exp(rng.normal(0, 0.03, (2, len(progress))))
     return diameter * jitter[0], np.clip(brightness * jitter[1], 0.05, 0.95), blur
 
@@ -153,7 +153,7 @@ def draw_fundus(rng: np.random.Generator, rows: int) -> tuple[Floats, Floats, Fl
         for temporal, length in ((True, 0.8), (False, 0.35), (True, 0.55)):
             towards = -side if temporal else side
             angle = np.arctan2(vertical * rng.uniform(0.9, 1.6), towards * rng.uniform(0.4, 1.0))
-            bend = -vertical * towards * rng.uniform(0.2, 0.9) * (-1 if temporal else 1) * -1
+            bend = vertical * towards * rng.uniform(0.2, 0.9) * (-1 if temporal else 1)  # round the macula
             width = rng.uniform(0.011, 0.016)
             draw_branches(rng, pen, (disc_x, disc_y), angle, bend, length, width, level, rows * OVERSAMPLING)
     small = canvas.resize((rows, rows), Image.Resampling.BOX)

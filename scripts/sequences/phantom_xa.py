@@ -13,25 +13,21 @@ longer runs, a larger share of the run, and lower frame rates, so that none of t
 """
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-Floats = NDArray[np.floating]
-Point = tuple[float, float]
+from scripts.sequences.phantom_ffa import OVERSAMPLING, Floats, Polyline, pixel_grid, smooth_noise, wander
 
 XA_CLASSES = ("timi_0", "timi_1", "timi_2", "timi_3")
 
 MIN_FRAMES, MAX_FRAMES = 10, 90
 MIN_RATE, MAX_RATE = 7.5, 30.0  # frames a second
-FILLING_S = {"timi_2": (1.35, 2.0), "timi_3": (0.55, 0.85)}  # from the ostium to the end of a vessel
+FILLING_S = {"timi_2": (1.45, 2.2), "timi_3": (0.5, 0.8)}  # from the ostium to the end of a vessel
 BETWEEN_S = 1.05  # of filling: the border of the two grades
 FILLING_SHARE = (0.25, 0.75)  # of the run's duration, before it is shared out
 LESION_AT = (0.30, 0.45)  # of the main vessel's length
-PENETRATION = (0.25, 0.55)  # of what lies beyond the lesion, in grade 1
+PENETRATION = (0.3, 0.6)  # of what lies beyond the lesion, in grade 1
 MAIN_WIDTH, BRANCH_WIDTH = 0.045, 0.026  # in image widths
-STEP = 0.015  # of drawn lines, in image widths
-OVERSAMPLING = 2  # of drawn lines, against jagged edges
 
 
 def xa_sequence(rng: np.random.Generator, label: int, rows: int) -> tuple[Floats, Floats]:
@@ -74,7 +70,7 @@ def schedule(rng: np.random.Generator, grade: str) -> tuple[Floats, float]:
     speeds = FILLING_S.get(grade) or FILLING_S[str(rng.choice(list(FILLING_S)))]
     filling_s = rng.uniform(*speeds)
     quickness = np.sqrt(BETWEEN_S / filling_s)  # above 1 for grade 3
-    share = np.exp(rng.uniform(*np.log(FILLING_SHARE))) * quickness**-0.7
+    share = np.exp(rng.uniform(*np.log(FILLING_SHARE))) * quickness**-0.3
     duration_s = filling_s / share
     slowest = max(MIN_RATE * max(quickness, 1.0) ** 1.5, (MIN_FRAMES - 1) / duration_s)
     quickest = min(MAX_RATE * min(quickness, 1.0) ** 1.5, (MAX_FRAMES - 1) / duration_s)
@@ -112,13 +108,14 @@ def draw_tree(rng: np.random.Generator, rows: int) -> tuple[Floats, Floats, Floa
     lesion = rng.uniform(*LESION_AT)
     angle = rng.uniform(0, 2 * np.pi)
     start = (0.5 - 0.36 * np.cos(angle), 0.5 - 0.36 * np.sin(angle))
-    main = wander(rng, start, angle, 0.8)
+    main = wander(rng, start, angle, rng.uniform(-0.6, 0.6), 0.8)
     sides = rng.permutation([-1, 1, -1, 1, -1, 1])
     places = [*rng.uniform(0.06, lesion - 0.06, 2), *rng.uniform(lesion + 0.06, 0.85, 4)]
     for side, place in zip(sides, places, strict=True):
         at = int(place * (len(main) - 1))
         heading = np.arctan2(main[at + 1][1] - main[at][1], main[at + 1][0] - main[at][0])
-        branch = wander(rng, main[at], heading + side * rng.uniform(0.5, 1.1), rng.uniform(0.25, 0.42))
+        turn, length = side * rng.uniform(0.5, 1.1), rng.uniform(0.25, 0.42)
+        branch = wander(rng, main[at], heading + turn, rng.uniform(-0.6, 0.6), length)
         distances = np.linspace(place, min(1.0, place + 0.5), len(branch))
         draw_vessel(pens, branch, distances, BRANCH_WIDTH, lesion if place > lesion else 1.0, size)
     draw_vessel(pens, main, np.linspace(0, 1, len(main)), MAIN_WIDTH, lesion, size)  # last: it lies on top
@@ -132,7 +129,7 @@ def draw_tree(rng: np.random.Generator, rows: int) -> tuple[Floats, Floats, Floa
 
 def draw_vessel(
     pens: list[ImageDraw.ImageDraw],
-    line: list[Point],
+    line: Polyline,
     distances: Floats,
     width: float,
     lesion: float,
@@ -161,20 +158,10 @@ def draw_vessel(
             pen.line(ends, fill=float(value), width=max(1, round(tapered[i] * narrowing * size)))
 
 
-def wander(rng: np.random.Generator, start: Point, angle: float, length: float) -> list[Point]:
-    """A winding line of points (x, y), `STEP` apart, in image widths."""
-    count = max(3, int(length / STEP))
-    angles = angle + np.cumsum(rng.normal(0, 0.09, count)) + rng.uniform(-0.6, 0.6) * np.linspace(0, 1, count)
-    xs = start[0] + STEP * np.cumsum(np.cos(angles))
-    ys = start[1] + STEP * np.cumsum(np.sin(angles))
-    return [start, *zip(xs.tolist(), ys.tolist(), strict=True)]
-
-
 def draw_chest(rng: np.random.Generator, rows: int) -> Floats:
     """Transmission through all but the contrast: soft tissue, heart, spine, ribs, float32 (H, W) in (0, 1]."""
-    y, x = np.meshgrid(*[(np.arange(rows) + 0.5) / rows] * 2, indexing="ij")
-    texture = ndimage.gaussian_filter(rng.standard_normal((rows, rows)), 0.08 * rows, mode="reflect")
-    tissue = 0.75 + 0.06 * texture / texture.std()
+    y, x = pixel_grid(rows)
+    tissue = 0.75 + 0.06 * smooth_noise(rng, rows, 0.08)
     centre_y, centre_x = rng.uniform(0.4, 0.7, 2)
     heart = 1 - rng.uniform(0.1, 0.25) / (1 + np.exp((np.hypot(y - centre_y, x - centre_x) - 0.35) / 0.02))
     spine = 1 - rng.uniform(0.1, 0.25) * np.exp(-(((x - rng.uniform(0.0, 1.0)) / 0.12) ** 2))

@@ -9,31 +9,30 @@ from pathlib import Path
 import numpy as np
 from pydicom import Dataset, uid
 from pydicom.encaps import generate_frames, parse_basic_offsets, parse_fragments
-from pydicom.pixels import iter_pixels
 from pydicom.pixels.utils import get_j2k_parameters
 
 from scripts.errors import SequenceError, bad_value
+from scripts.sequences.decoding import decode, decode_apart
 
 # One decoder a transfer syntax: lossy JPEG differs by decoder by one grey level, and so would features.
 DECODERS = {
-    **dict.fromkeys((uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1), "gdcm"),
-    **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), "gdcm"),
+    uid.JPEGBaseline8Bit: "pillow",
+    **dict.fromkeys((uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1), "gdcm"),
+    **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), "pyjpegls"),
     **dict.fromkeys((uid.JPEG2000Lossless, uid.JPEG2000), "pylibjpeg"),
     **dict.fromkeys((uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K), "pylibjpeg"),
     uid.RLELossless: "pylibjpeg",
 }
-NATIVE = (
-    uid.ImplicitVRLittleEndian,
-    uid.ExplicitVRLittleEndian,
-    uid.ExplicitVRBigEndian,
-    uid.DeflatedExplicitVRLittleEndian,
-)
+NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
+JPEG = [syntax for syntax in DECODERS if syntax in (*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes)]
+START_OF_FRAME = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7)
+JPEG_HEADER_BYTES = 8192  # tables before the start of frame are far smaller
 MULTI_FRAGMENT_SCAN_BYTES = 256 * 2**20  # a stream without offset table is read once to count its frames
 
 
 def decoder_versions() -> dict[str, str]:
     """Versions of the packages that decide pixel values, for a store's fingerprint."""
-    packages = ("pydicom", "python-gdcm", "pylibjpeg-openjpeg", "pylibjpeg-rle")
+    packages = ("pydicom", "pillow", "python-gdcm", "pyjpegls", "pylibjpeg-openjpeg", "pylibjpeg-rle")
     return {package: version(package) for package in packages}
 
 
@@ -51,8 +50,9 @@ def check_pixel_data(path: Path, file: io.BufferedReader, header: Dataset, frame
         SequenceError: no pixel data, too little or too much of it, or another number of frames.
     """
     syntax = header.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
-    if syntax == uid.DeflatedExplicitVRLittleEndian:
-        return  # the element lies inside the deflated stream; the decoder checks its length
+    if syntax not in NATIVE and syntax not in DECODERS:
+        names = ", ".join(sorted(uid.UID(known).name for known in (*NATIVE, *DECODERS)))
+        raise SequenceError(bad_value(path, "(0002,0010) TransferSyntaxUID", uid.UID(syntax).name, f"one of {names}"))
     order = ">" if syntax == uid.ExplicitVRBigEndian else "<"
     start = file.read(8)
     group, element = struct.unpack(f"{order}HH", start[:4]) if len(start) == 8 else (0, 0)
@@ -92,9 +92,13 @@ def _count_frames(path: Path, file: io.BufferedReader, header: Dataset, frames: 
     offsets = parse_basic_offsets(file)
     position = file.tell()
     fragments, starts = parse_fragments(file)
-    if fragments and header.file_meta.TransferSyntaxUID in uid.JPEG2000TransferSyntaxes:
-        file.seek(starts[0] + 8)
-        _check_jpeg2000(path, header, file.read(256))
+    syntax = header.file_meta.TransferSyntaxUID
+    for start in starts if syntax in JPEG else starts[:1]:
+        file.seek(start + 8)
+        if syntax in JPEG:
+            _check_jpeg(path, header, file.read(JPEG_HEADER_BYTES))
+        elif syntax in uid.JPEG2000TransferSyntaxes:
+            _check_jpeg2000(path, header, file.read(256))
     file.seek(position)
     if offsets:
         return len(offsets) if fragments >= len(offsets) else fragments
@@ -104,6 +108,30 @@ def _count_frames(path: Path, file: io.BufferedReader, header: Dataset, frames: 
         return fragments
     stream = file.read(MULTI_FRAGMENT_SCAN_BYTES)
     return sum(1 for _ in generate_frames(_with_empty_table(stream), number_of_frames=frames))
+
+
+def _check_jpeg(path: Path, header: Dataset, stream: bytes) -> None:
+    """A JPEG or JPEG-LS stream says its size and components in the start of frame (T.81 B.2.2, T.87 C.2.2).
+
+    Decoders go by it and not by the header, so that a stream of another size would give a sheared picture.
+    """
+    at = 2
+    while stream.startswith(b"\xff\xd8") and at + 10 <= len(stream) and stream[at] == 0xFF:
+        marker, length = stream[at + 1], int.from_bytes(stream[at + 2 : at + 4], "big")
+        if marker in START_OF_FRAME:
+            rows, columns = (int.from_bytes(stream[at + i : at + i + 2], "big") for i in (5, 7))
+            found, stated = (rows, columns, stream[at + 9]), (header.Rows, header.Columns, header.SamplesPerPixel)
+            if found != stated or stream[at + 4] > header.BitsAllocated:
+                raise SequenceError(
+                    bad_value(
+                        path,
+                        "Rows, Columns, SamplesPerPixel",
+                        stated,
+                        f"{found} with {stream[at + 4]} bits, as in the compressed stream",
+                    )
+                )
+            return
+        at += 1 if marker == 0xFF else 2 + length
 
 
 def _check_jpeg2000(path: Path, header: Dataset, codestream: bytes) -> None:
@@ -129,16 +157,12 @@ def read_stored(path: Path, indices: Sequence[int], transfer_syntax: str, colour
     """Stored values of chosen frames, each (H, W) or, in colour, (H, W, 3) as RGB.
 
     Raises:
-        SequenceError: no decoder for the transfer syntax.
+        SequenceError: the decoder broke down.
         Exception: whatever pydicom and the decoder raise; the caller translates.
     """
-    if transfer_syntax not in NATIVE and transfer_syntax not in DECODERS:
-        names = sorted(uid.UID(known).name for known in DECODERS)
-        raise SequenceError(
-            bad_value(path, "(0002,0010) TransferSyntaxUID", uid.UID(transfer_syntax).name, f"one of {names}")
-        )
     plugin = DECODERS.get(transfer_syntax, "")  # type: ignore[call-overload]
-    decoded = list(iter_pixels(path, indices=list(indices), raw=not colour, decoding_plugin=plugin))
+    read = decode_apart if plugin == "gdcm" else decode
+    decoded = read(path, list(indices), not colour, plugin)
     if len(decoded) != len(indices):
         raise SequenceError(bad_value(path, "decoded frames", len(decoded), str(len(indices))))
     return decoded

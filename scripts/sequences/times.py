@@ -43,8 +43,8 @@ def frame_times(header: Dataset, num_frames: int) -> np.ndarray:
 
 def _from_interval(keyword: str, scale: float, power: int):  # type: ignore[no-untyped-def]
     def read(header: Dataset, num_frames: int) -> np.ndarray | None:
-        value = _number(header.get(keyword))
-        if value is None or value <= 0:
+        value = number(header.get(keyword))
+        if value is None or not 1e-3 <= value <= 1e7:  # ms or frames a second; beyond, a mistake
             return None
         return np.arange(num_frames) * (scale * value**power)
 
@@ -54,7 +54,7 @@ def _from_interval(keyword: str, scale: float, power: int):  # type: ignore[no-u
 def _from_vector(header: Dataset, num_frames: int) -> np.ndarray | None:
     """FrameTimeVector (0018,1065): increments in ms, the first 0 (PS3.3 C.7.6.5.1.2)."""
     vector = header.get("FrameTimeVector")
-    increments = [_number(v) for v in (vector if isinstance(vector, Sequence) else [vector])]
+    increments = [number(v) for v in (vector if isinstance(vector, Sequence) else [vector])]
     if len(increments) != num_frames or any(v is None or v < 0 for v in increments[1:]):
         return None
     return np.cumsum([0.0, *increments[1:]])  # type: ignore[list-item]
@@ -68,12 +68,13 @@ _READERS = {
 }
 
 
-def _number(value: object) -> float | None:
+def number(value: object) -> float | None:
+    """The value as a finite number, or None."""
     try:
-        number = float(value)  # type: ignore[arg-type]
+        found = float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None
-    return number if math.isfinite(number) else None
+    return found if math.isfinite(found) else None
 
 
 def acquisition_ms(header: Dataset) -> float | None:
