@@ -73,7 +73,6 @@ def test_sequence_of_one_frame_is_classified():
     assert bool(torch.isfinite(logits).all())
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch 2.15
 @torch.inference_mode()
 def test_scripted_classifier_equals_the_eager_one(batch):
     network = classifier_of(4)

@@ -137,7 +137,6 @@ def test_encoded_times_are_logs_of_seconds_and_zero_where_unknown_or_padded():
     torch.testing.assert_close(found[0], expected)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # torch 2.15
 @pytest.mark.parametrize("use_times", [True, False])
 @torch.inference_mode()
 def test_scripted_head_equals_the_eager_one_on_batches_of_random_lengths(use_times):

@@ -26,12 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 ENCODER = {"encoder_name": "test_vit", "encoder_weights": "random:0", "image_size": 48, "max_frames": 8}
 IDENTITIES = ("Verrückt^Anna", "ID-4711-SECRET", "19510203", "St. Elsewhere Clinic")
-BANNER = r"ignore:parsing config_file:UserWarning"  # MONAI 1.6.1 says that configs run code
-pytestmark = [
-    pytest.mark.filterwarnings(BANNER),
-    # torch 2.15: TensorBoard's writer, the scheduler's first step and torch.load inside ignite
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard.*"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")  # MONAI 1.6.1: configs run code
 
 
 def config(*names: str) -> list[str]:
@@ -113,7 +108,7 @@ def test_flow_leaves_every_artefact_with_the_contract_kept(flow):
     items = json.loads((flow["data"] / "datalist.json").read_text())
     number = sum(len(items[split]) for split in ("training", "validation", "test"))
     report = json.loads((flow["out"] / "report.json").read_text())
-    assert report["synthetic"] is False  # the planted people's exams no longer say who made them, see below
+    assert report["synthetic"] is True
     assert set(report["controls"]) == {"single best frame", "shuffled order"}
     assert report["model"]["num_sequences"] == len(items["test"])
     assert "<svg" in (flow["out"] / "report.html").read_text()

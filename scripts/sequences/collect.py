@@ -1,5 +1,6 @@
 """A folder of exams -> sequences, grouped from headers alone; with labels, a datalist."""
 
+import filecmp
 import json
 import logging
 from collections import defaultdict
@@ -96,10 +97,12 @@ def find_sequences(root: Path, progress: bool = True) -> tuple[list[dict[str, An
     files: list[_File] = []
     seen: dict[str, Path] = {}
     for file in read:
-        if isinstance(file, _File) and file.instance in seen:
-            left_out.append(f"{file.path.relative_to(root)}: the same SOPInstanceUID as {seen[file.instance]}")
-        elif isinstance(file, _File):
-            seen[file.instance] = file.path.relative_to(root)
+        if not isinstance(file, _File):
+            continue
+        first = seen.setdefault(file.instance, file.path)
+        if first != file.path and _same_content(first, file.path):
+            left_out.append(f"{file.path.relative_to(root)}: a copy of {first.relative_to(root)}")
+        else:
             files.append(file)
     groups: dict[tuple, list[_File]] = defaultdict(list)
     for file in files:
@@ -152,6 +155,11 @@ def _read(path: Path, root: Path) -> _File | str | None:
             )
     except SequenceError as error:
         return str(error)
+
+
+def _same_content(first: Path, second: Path) -> bool:
+    """True for equal bytes; asked only of files that claim to be one image, since some exports repeat their UIDs."""
+    return filecmp.cmp(first, second, shallow=False)
 
 
 def _as_sequences(group: list[_File], root: Path) -> list[Any]:

@@ -145,6 +145,7 @@ def start_processes() -> None:
 
 
 def stop_processes() -> None:
-    """Leave the process group."""
+    """Leave the process group, all together: gloo aborts a process whose peer goes first (torch 2.15)."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
