@@ -23,6 +23,7 @@ from scripts.sequences.phantom_xa import FILLING_S, XA_CLASSES, schedule, xa_seq
 SEQUENCES = {"ffa_leak": ffa_sequence, "xa_flow": xa_sequence}
 PROBE_SEQUENCES = {"ffa_leak": 300, "xa_flow": 240}  # an equal number of each class
 POSITIONS = np.linspace(0, 1, 7)  # at which the probe looks at a sequence
+NUM_PATIENTS = 12
 CHOSEN_FRAMES = 16  # of an X-ray run, as the workflows choose
 
 
@@ -30,7 +31,7 @@ CHOSEN_FRAMES = 16  # of an X-ray run, as the workflows choose
 def exams(request, tmp_path_factory):
     """Kind, folder and rows of labels.csv of a small set with every transfer syntax."""
     folder = tmp_path_factory.mktemp(request.param)
-    with write_exams(folder, request.param, num_patients=10, seed=1, rows=64, progress=False).open() as file:
+    with write_exams(folder, request.param, num_patients=NUM_PATIENTS, seed=1, rows=64, progress=False).open() as file:
         return request.param, folder, list(csv.DictReader(file))
 
 
@@ -69,7 +70,7 @@ def test_classes_are_balanced_and_patients_have_one_to_three_runs(exams):
     counts = [sum(row["label"] == name for row in rows) for name in CLASSES[kind]]
     assert sum(counts) == len(rows) and max(counts) - min(counts) <= 1
     runs = [len(list(group)) for _, group in itertools.groupby(rows, lambda row: row["image"].split("/")[1])]
-    assert len(runs) == 10 and set(runs) <= {1, 2, 3}
+    assert len(runs) == NUM_PATIENTS and set(runs) <= {1, 2, 3}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_decoded_frames_are_the_quantised_frames(exams, monkeypatch, tmp_path):
         return drawn[-1]
 
     monkeypatch.setattr(phantom, draw.__name__, recording)
-    write_exams(tmp_path, kind, num_patients=10, seed=1, rows=64, progress=False)
+    write_exams(tmp_path, kind, num_patients=NUM_PATIENTS, seed=1, rows=64, progress=False)
     exact = close = 0
     for row, (frames, times_ms) in zip(rows, drawn, strict=True):
         files = [pydicom.dcmread(path) for path in files_of(folder, row["image"])]
@@ -153,7 +154,7 @@ def test_decoded_frames_are_the_quantised_frames(exams, monkeypatch, tmp_path):
             np.testing.assert_array_equal(found, stored)
             exact += 1
         assert len(found) == len(times_ms)
-    assert exact >= 3 and close >= 3
+    assert exact >= 5 and close >= 3
 
 
 def test_monochrome1_is_stored_inverted():
@@ -275,9 +276,9 @@ def everywhere(statistics: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([at(statistics, position) for position in POSITIONS], axis=1)
 
 
-def probe(features: np.ndarray, labels: np.ndarray) -> float:
+def probe(features: np.ndarray, labels: np.ndarray, trees: int = 100) -> float:
     """Cross-validated balanced accuracy of a random forest."""
-    forest = RandomForestClassifier(150, min_samples_leaf=2, random_state=0)
+    forest = RandomForestClassifier(trees, min_samples_leaf=2, random_state=0)
     return balanced_accuracy_score(labels, cross_val_predict(forest, features, labels, cv=4))
 
 
@@ -367,11 +368,15 @@ def test_times_of_xray_frames_alone_hardly_tell_the_grade(xray):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_any_one_frame_is_ambiguous_for_half_of_the_class_pairs(kind, retinal, xray):
+def test_a_frame_of_unknown_moment_is_ambiguous_for_half_of_the_class_pairs(kind, retinal, xray):
     statistics, labels = retinal if kind == "ffa_leak" else (xray[0], xray[2])
+    rng = np.random.default_rng(0)
+    frame = np.stack([s[rng.integers(len(s))] for s in statistics])
+    middle = at(statistics, 0.5)
     pairs = list(itertools.combinations(range(len(CLASSES[kind])), 2))
-    for position in (0, 0.5, 1):
-        frame = at(statistics, position)
-        scores = [probe(frame[chosen], labels[chosen]) for pair in pairs if (chosen := np.isin(labels, pair)).any()]
-        assert len(scores) == len(pairs)
-        assert sum(score < 0.85 for score in scores) >= len(pairs) / 2
+    for shown in (frame, middle):
+        scores = [
+            probe(shown[chosen], labels[chosen], trees=40) for pair in pairs for chosen in [np.isin(labels, pair)]
+        ]
+        assert len(scores) == len(pairs) > 5
+        assert sum(score < 0.75 for score in scores) >= len(pairs) / 2

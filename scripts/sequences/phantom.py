@@ -26,6 +26,7 @@ MIN_ROWS = 64
 RECIPE_FILE = "phantom.json"
 JPEG_QUALITY = 92
 FIRST_ACQUISITION = datetime(2000, 1, 1, 9)
+SYNTAXES = (uid.ExplicitVRLittleEndian, uid.RLELossless, uid.JPEGBaseline8Bit)
 OP_8_BIT = "1.2.840.10008.5.1.4.1.1.77.1.5.1"
 OP_16_BIT = "1.2.840.10008.5.1.4.1.1.77.1.5.2"
 
@@ -101,9 +102,9 @@ def _write_run(
 ) -> str:
     """Write one run; returns its path relative to `root`: a file, or the folder of single-frame files."""
     frames, times_ms = (ffa_sequence if kind == "ffa_leak" else xa_sequence)(rng, label, rows)
-    bits = int(rng.integers(8, 13)) if kind == "xa_flow" else int(rng.choice([8, 8, 8, 12]))
-    syntaxes = [uid.ExplicitVRLittleEndian, uid.RLELossless] + [uid.JPEGBaseline8Bit] * (bits == 8)
-    syntax = syntaxes[int(rng.integers(len(syntaxes)))]
+    syntax = SYNTAXES[int(rng.integers(len(SYNTAXES)))]
+    bits = int(rng.integers(8, 13)) if kind == "xa_flow" else int(rng.choice([8, 12]))
+    bits = 8 if syntax == uid.JPEGBaseline8Bit else bits
     photometric = str(rng.choice(["MONOCHROME1", "MONOCHROME2"]))
     stored = quantise(frames, bits, photometric)
     _, patient, run = source

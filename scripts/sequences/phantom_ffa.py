@@ -22,10 +22,11 @@ FFA_CLASSES = ("normal", "leakage", "pooling", "staining", "window_defect")
 MIN_FRAMES, MAX_FRAMES = 6, 16
 FIRST_FRAME_S = (10.0, 40.0)  # after the injection
 LAST_FRAME_S = (240.0, 1200.0)
-MIDDLE_DIAMETER = (0.22, 0.40)  # of the spot, half-way through its course, in image widths
-DIAMETER_CHANGE = (0.85, 1.1)  # logarithm of the largest over the smallest
-MIDDLE_BRIGHTNESS = (0.36, 0.64)
-BRIGHTNESS_CHANGE = (0.48, 0.6)
+MIDDLE_DIAMETER = (0.21, 0.42)  # of the spot, half-way through its course, in image widths
+DIAMETER_CHANGE = (0.8, 1.05)  # logarithm of the largest over the smallest
+MIDDLE_BRIGHTNESS = (0.32, 0.70)
+BRIGHTNESS_CHANGE = {"leakage": (0.36, 0.46), "staining": (0.42, 0.52)}
+STEADY_BRIGHTNESS = (0.3, 0.85)  # of pooling, as wide as the others' ranges together
 EDGE_BLUR = (0.008, 0.03)  # in image widths
 OVERSAMPLING = 2  # of drawn lines, against jagged edges
 
@@ -45,7 +46,7 @@ def ffa_sequence(rng: np.random.Generator, label: int, rows: int) -> tuple[Float
     frames = np.empty((len(frame_times_ms), rows, rows), np.float32)
     for i in range(len(frames)):
         # Drawn anew for every frame: no part of the eye but the spot may tell early from late.
-        scene = background * rng.uniform(0.88, 1.14) + vessels * rng.uniform(0.85, 1.15) + disc * rng.uniform(0.9, 1.1)
+        scene = background * rng.uniform(0.9, 1.1) + vessels * rng.uniform(0.9, 1.1) + disc * rng.uniform(0.9, 1.1)
         spot = brightness[i] / (1 + np.exp((spot_distance - diameter[i] / 2) / blur[i]))
         scene = 1 - (1 - np.clip(scene, 0, 1)) * (1 - spot)
         frames[i] = expose(rng, scene)
@@ -72,7 +73,7 @@ def spot_course(rng: np.random.Generator, name: str, progress: Floats) -> tuple[
     """Diameter, brightness and edge blur of the spot at each progress, three (T,), lengths in image widths."""
     course = name
     if name == "normal":
-        course = rng.choice(["leakage", "pooling"])
+        course = str(rng.choice(["leakage", "pooling"]))
     elif name == "window_defect":
         course = "staining"
     change = sigmoid_change(rng, progress)
@@ -84,16 +85,16 @@ def spot_course(rng: np.random.Generator, name: str, progress: Floats) -> tuple[
     brightness = rng.uniform(*MIDDLE_BRIGHTNESS) + np.zeros_like(progress)
     blur = rng.uniform(*EDGE_BLUR) + np.zeros_like(progress)
     if course == "staining":
-        diameter *= np.exp(rng.uniform(-0.5, 0.5) * DIAMETER_CHANGE[1])
+        diameter *= np.exp(rng.uniform(-0.6, 0.6) * DIAMETER_CHANGE[1])
     else:
         diameter *= np.exp(centred * rng.uniform(*DIAMETER_CHANGE))
     if course == "pooling":
-        brightness += rng.uniform(-0.5, 0.5) * BRIGHTNESS_CHANGE[1]
+        brightness[:] = rng.uniform(*STEADY_BRIGHTNESS)
     else:
-        brightness += centred * rng.uniform(*BRIGHTNESS_CHANGE)
+        brightness += centred * rng.uniform(*BRIGHTNESS_CHANGE[course])
     if course == "leakage":
-        blur *= 1 + 2 * change
-    jitter = np.exp(rng.normal(0, 0.03, (2, len(progress))))
+        blur *= 1 + 3 * change
+    jitter = np.exp(rng.normal(0, 0.02, (2, len(progress))))
     return diameter * jitter[0], np.clip(brightness * jitter[1], 0.05, 0.95), blur
 
 
@@ -193,7 +194,7 @@ def draw_branches(
 def draw_spot_distance(rng: np.random.Generator, rows: int) -> Floats:
     """Distance of each pixel from a random spot's centre, (H, W), wavy so that the spot is no circle."""
     y, x = pixel_grid(rows)
-    radius, direction = rng.uniform(0, 0.2), rng.uniform(0, 2 * np.pi)
+    radius, direction = rng.uniform(0, 0.16), rng.uniform(0, 2 * np.pi)
     dy, dx = y - 0.5 - radius * np.sin(direction), x - 0.5 - radius * np.cos(direction)
     angle = np.arctan2(dy, dx)
     waves = sum(rng.uniform(0, 0.12 / k) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in (2, 3, 4))
@@ -204,11 +205,11 @@ def expose(rng: np.random.Generator, scene: Floats) -> Floats:
     """One photograph of the scene: motion, vignetting, gain, noise and the round field stop, (H, W)."""
     rows = len(scene)
     y, x = pixel_grid(rows)
-    shift = rng.normal(0, 0.008 * rows, 2)
+    shift = rng.normal(0, 0.006 * rows, 2)
     moved = ndimage.shift(scene, shift, order=1, mode="nearest")
     centre_y, centre_x = 0.5 + rng.uniform(-0.08, 0.08, 2)
-    fall_off = 1 - rng.uniform(0.1, 0.6) * ((y - centre_y) ** 2 + (x - centre_x) ** 2)
-    gain = rng.uniform(0.82, 1.0)
+    fall_off = 1 - rng.uniform(0.1, 0.4) * ((y - centre_y) ** 2 + (x - centre_x) ** 2)
+    gain = rng.uniform(0.88, 1.0)
     image = gain * fall_off * moved + rng.normal(0, rng.uniform(0.01, 0.025), scene.shape)
     field = np.hypot(y - 0.5, x - 0.5) < 0.49
     return np.clip(image * field, 0, 1)
