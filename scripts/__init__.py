@@ -10,6 +10,7 @@ Imports point from the end of this list to its beginning, never back.
       phantom      seed -> synthetic exams as DICOM, labels.csv (phantom_ffa, phantom_xa: their pixels)
       labels       items, labels.csv -> labelled items, task, splits with patients kept apart
       collect      folder, labels.csv -> runs grouped from headers, datalist.json
+      files        file, folder or list -> the DICOM files in it
       times        timing attributes -> frame_times_ms (T,), order of files
       decoding     file, indices -> decoded frames; a decoder that can break down runs in a child
       pixels       header, file -> checked pixel data -> stored values of chosen frames

@@ -84,7 +84,7 @@ def main() -> None:
     from scripts.overrides import show_errors_plainly
 
     show_errors_plainly()
-    fire.Fire(Commands, name="python -m scripts")
+    fire.Fire(Commands(), name="python -m scripts")
 
 
 if __name__ == "__main__":

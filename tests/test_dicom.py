@@ -17,7 +17,8 @@ from pydicom.tag import Tag
 
 from scripts.errors import SequenceError
 from scripts.sequences.collect import find_sequences
-from scripts.sequences.dicom import CODES, HEADER_TAGS, NUMBERS, is_dicom, read_frames, read_header, sequence_files
+from scripts.sequences.dicom import CODES, HEADER_TAGS, NUMBERS, read_frames, read_header
+from scripts.sequences.files import is_dicom, sequence_files
 from tests.conftest import (
     OP,
     PERSON,

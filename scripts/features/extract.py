@@ -19,7 +19,7 @@ from scripts.features.fingerprint import PRECISIONS
 from scripts.features.store import FeatureStore, StoredSequence
 from scripts.keys import ERROR, FRAME_INDICES, FRAME_TIMES, FRAMES, IMAGE, SOURCE
 from scripts.sequences.dataset import SequenceDataset, refuse_failures, relative_message
-from scripts.sequences.dicom import sequence_files
+from scripts.sequences.files import sequence_files
 
 logger = logging.getLogger("angiography")
 

@@ -58,7 +58,7 @@ class GRUHead(nn.Module):
     """A gated recurrent unit over the change from frame to frame, read out by attention over its states.
 
     The recurrent part sees each frame's features less their mean over the sequence: contrast dynamics are small beside
-    what makes one patient's images differ from another's, and drown in it otherwise (docs/benchmarks.md). That mean,
+    what makes one patient's images differ from another's, and drown in it otherwise. That mean,
     the sequence's appearance, reaches the classifier beside it through a narrow layer. Features are standardised by
     the training set's statistics (`fit_scale`), which travel in the state dict.
 

@@ -29,7 +29,8 @@ from scripts.keys import (
     TYPE,
 )
 from scripts.sequences.datalist import all_items
-from scripts.sequences.dicom import is_dicom, reading
+from scripts.sequences.dicom import reading
+from scripts.sequences.files import is_dicom
 from scripts.sequences.labels import attach_labels, read_labels, split_by_patient
 from scripts.sequences.times import TIMING_TAGS, acquisition_ms, temporal_order
 

@@ -18,6 +18,7 @@ from pydicom import Dataset, uid
 from pydicom.errors import BytesLengthException, InvalidDicomError
 
 from scripts.errors import SequenceError, bad_value
+from scripts.sequences.files import is_dicom, sequence_files
 from scripts.sequences.pixels import check_pixel_data, read_stored
 from scripts.sequences.times import TIMING_TAGS, acquisition_ms, frame_times, number, temporal_order
 
@@ -175,29 +176,6 @@ def read_frames(header: SequenceHeader, indices: Sequence[int]) -> np.ndarray:
     if wrong is not None:
         raise SequenceError(bad_value(header.files[0], "decoded frame", wrong, f"{shape}, as the header says"))
     return np.stack(frames)
-
-
-def is_dicom(path: Path) -> bool:
-    """True for a file with the DICM mark of PS3.10 7.1 at byte 128."""
-    with path.open("rb") as file:
-        return file.read(132)[128:] == b"DICM"
-
-
-def sequence_files(source: Path | Sequence[Path]) -> list[Path]:
-    """The DICOM files of a source; files of a folder that are not DICOM at all are left out."""
-    if not isinstance(source, Path):
-        if not source:
-            raise SequenceError(bad_value("list of files", "image", "empty", "at least one path"))
-        return list(source)
-    if not source.exists():
-        raise FileNotFoundError(bad_value(source, "path", "absent", "an existing file or folder"))
-    if source.is_file():
-        return [source]
-    files = sorted(p for p in source.iterdir() if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR")
-    found = [path for path in files if is_dicom(path)]
-    if not found:
-        raise SequenceError(bad_value(source, "folder", f"{len(files)} files, none DICOM", "at least one DICOM file"))
-    return found
 
 
 def _read_file_header(path: Path, max_bytes: int) -> Dataset:
