@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from scripts.errors import bad_value
 
 APPEARANCE_WIDTH = 16  # narrow, so that it cannot learn patients by heart
+TIME_GAIN = 4.0  # three time inputs would drown among D standardised features
 TIME_FEATURES = 3  # log of seconds since the first frame, log of seconds since the one before, known or not
 
 
@@ -84,6 +85,7 @@ class GRUHead(nn.Module):
             if value < 1:
                 raise ValueError(bad_value("head", name, value, "a positive number"))
         self.use_times = use_times
+        self.time_gain = TIME_GAIN
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", torch.zeros(num_features))
@@ -120,7 +122,8 @@ class GRUHead(nn.Module):
         static = x.sum(dim=1) / count[:, None]  # (B, D)
         x = x - static[:, None, :]
         if self.use_times:
-            x = torch.cat([x, encode_times(frame_times_ms, mask).to(x.dtype)], dim=-1)  # (B, T, D + 3)
+            times = self.time_gain * encode_times(frame_times_ms, mask).to(x.dtype)
+            x = torch.cat([x, times], dim=-1)  # (B, T, D + 3)
         states, _ = self.gru(self.dropout(torch.relu(self.project(x))))  # (B, T, M)
         weights = self.score(states).squeeze(-1).masked_fill(~mask, float("-inf")).softmax(dim=1)  # (B, T)
         pooled = (weights[:, :, None] * states).sum(dim=1)  # (B, M)
