@@ -1,5 +1,11 @@
 """`python -m scripts COMMAND`: make exams, lists and weights, or run the whole demo; each command has --help."""
 
+import difflib
+import inspect
+import sys
+
+from scripts.errors import bad_value
+
 
 class Commands:
     """Commands beside the workflows of configs/, which run with `python -m monai.bundle run`."""
@@ -77,6 +83,20 @@ class Commands:
         run_demo(output_dir, num_patients, seed)
 
 
+def reject_unknown_flags(arguments: list[str]) -> None:
+    """Refuse a flag that the command does not have, before Fire runs the command and then stumbles over it."""
+    method = getattr(Commands, arguments[0].replace("-", "_"), None) if arguments else None
+    if method is None:
+        return
+    known = [name for name in inspect.signature(method).parameters if name != "self"]
+    for argument in arguments[1:]:
+        name = argument[2:].partition("=")[0].replace("-", "_")
+        if argument.startswith("--") and name not in (*known, "help", ""):
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"Did you mean --{near[0]}?" if near else ""
+            raise ValueError(bad_value(arguments[0], "flag", f"--{name}", f"one of {', '.join(known)}", hint))
+
+
 def main() -> None:
     """Run the command of the command line; an error of ours is one line."""
     import fire
@@ -84,6 +104,7 @@ def main() -> None:
     from scripts.overrides import show_errors_plainly
 
     show_errors_plainly()
+    reject_unknown_flags(sys.argv[1:])
     fire.Fire(Commands(), name="python -m scripts")
 
 

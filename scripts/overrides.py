@@ -1,12 +1,17 @@
 """What every workflow does first: refuse override names that no config file has, and show errors plainly."""
 
+import ast
 import difflib
+import math
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+
+from scripts.errors import bad_value
 
 RUN_ARGUMENTS = (  # of `python -m monai.bundle run` itself
     "run_id",
@@ -19,6 +24,16 @@ RUN_ARGUMENTS = (  # of `python -m monai.bundle run` itself
     "args_file",
     "workflow_type",
 )
+# Least and most of the numbers among the knobs; those without an entry may be any number.
+RANGES: dict[str, tuple[float, float | None]] = {
+    **dict.fromkeys(("max_epochs", "patience", "batch_size", "val_interval", "num_threads", "hidden_size"), (1, None)),
+    **dict.fromkeys(("max_frames", "image_size", "chunk_frames", "max_sequence_bytes", "num_resamples"), (1, None)),
+    **dict.fromkeys(("dropout", "frame_dropout", "label_smoothing"), (0.0, 0.99)),
+    **dict.fromkeys(("lower_percentile", "upper_percentile"), (0.0, 100.0)),
+    "learning_rate": (1e-9, 1e3),
+    "weight_decay": (0.0, None),
+    "seed": (0, 2**32 - 1),
+}
 OUR_FOLDER = Path(__file__).resolve().parent
 
 
@@ -55,13 +70,52 @@ def reject_unknown_ids(arguments: Sequence[str] | None = None) -> None:
         names += from_file
         given.setdefault("config_file", str(from_file.get("config_file", "")))
     files = given.get("config_file", "").strip("[]").replace("'", "").replace('"', "").split(",")
-    known = set(ConfigParser.load_config_files([file.strip() for file in files if file.strip()]))
+    config = ConfigParser.load_config_files([file.strip() for file in files if file.strip()])
     for name in names:
         top = name.replace("#", "::").split("::")[0].lstrip("+%")
-        if top not in known and top not in RUN_ARGUMENTS and top != "_meta_":
-            near = difflib.get_close_matches(top, sorted(known), n=1, cutoff=0.5)
+        if top not in config and top not in RUN_ARGUMENTS and top != "_meta_":
+            near = difflib.get_close_matches(top, sorted(config), n=1, cutoff=0.5)
             hint = f" Did you mean --{near[0]}?" if near else ""
             raise ValueError(f"command line: --{name} is no id of the config files, needs one of theirs.{hint}")
+        if name in given and name in config:
+            check_value(name, given[name], config[name])
+
+
+def check_value(name: str, text: str, default: object) -> None:
+    """Refuse an override that is not of its default's kind, or outside its range; MONAI would fail later or never.
+
+    Args:
+        name: id of a knob.
+        text: the value as typed.
+        default: the config file's value.
+
+    Raises:
+        ValueError: names the id, the value and what it may be.
+    """
+    least, most = RANGES.get(name, (None, None))
+    between = "" if least is None else f" of at least {least}" + ("" if most is None else f" and at most {most}")
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    inside = number and (least is None or value >= least) and (most is None or value <= most)
+    if value is None:
+        fits, allowed = False, "a value; leave it out for the default"
+    elif "#" in text:
+        fits, allowed = False, "a text without #, which MONAI takes for a separator"
+    elif name == "device":
+        fits, allowed = re.fullmatch(r"cpu|cuda(:\d+)?", text) is not None, "cpu, cuda or cuda:N"
+    elif isinstance(default, bool):
+        fits, allowed = isinstance(value, bool), "True or False"
+    elif isinstance(default, int):
+        fits, allowed = inside and isinstance(value, int), f"a whole number{between}"
+    elif isinstance(default, float):
+        fits, allowed = inside, f"a number{between}"
+    else:
+        return
+    if not fits:
+        raise ValueError(bad_value("command line", f"--{name}", text, allowed))
 
 
 def show_errors_plainly() -> None:
@@ -74,6 +128,9 @@ def show_errors_plainly() -> None:
 
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if isinstance(error, KeyboardInterrupt):
+        print("stopped: what is written is whole; the same command goes on or starts again", file=sys.stderr)
+        return
     ours = _our_error(error)
     if ours is None or os.environ.get("ANGIOGRAPHY_TRACEBACK"):
         traceback.print_exception(kind, error, trace)
@@ -82,12 +139,14 @@ def _show(kind: type[BaseException], error: BaseException, trace: TracebackType 
 
 
 def _our_error(error: BaseException) -> BaseException | None:
-    """The outermost error of the chain that a `raise` in this bundle made, if one did."""
+    """The outermost error of the chain that a `raise` in this bundle made, or that names a file it cannot use."""
     cause: BaseException | None = error
     while cause is not None:
         frames = traceback.extract_tb(cause.__traceback__)
         stated = frames and (frames[-1].line or "").startswith("raise ")  # said on purpose, not a slip
         if stated and Path(frames[-1].filename).resolve().is_relative_to(OUR_FOLDER):
+            return cause
+        if isinstance(cause, OSError) and cause.filename is not None:
             return cause
         cause = cause.__cause__ or cause.__context__
     return None

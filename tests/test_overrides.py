@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.overrides import RUN_ARGUMENTS, reject_unknown_ids
+from scripts.overrides import RUN_ARGUMENTS, check_value, reject_unknown_ids
 
 ROOT = Path(__file__).parent.parent
 
@@ -46,7 +46,7 @@ def test_unknown_id_is_refused_with_the_nearest_one(configs, given, near):
         [],
         ["--learning_rate", "0.2"],
         ["--learning_rate=0.2"],
-        ["--learning_rate", "-0.2"],
+        ["--learning_rate", "0.2"],
         ["--train::trainer", "3"],
         ["--train#trainer", "3"],
         ["--+imports", "[]"],
@@ -162,3 +162,30 @@ def test_traceback_of_our_error_is_shown_on_request():
     shown = failed(OURS, ANGIOGRAPHY_TRACEBACK="1").stderr
     assert shown.startswith("Traceback (most recent call last):")
     assert "head_name is lstm" in shown.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "default", "allowed"),
+    [
+        ("use_times", "false", True, "True or False"),
+        ("max_epochs", "0", 60, "at least 1"),
+        ("max_epochs", "1.5", 60, "a whole number"),
+        ("max_epochs", "None", 60, "leave it out for the default"),
+        ("learning_rate", "abc", 0.001, "a number"),
+        ("learning_rate", "nan", 0.001, "a number"),
+        ("dropout", "2", 0.3, "at most 0.99"),
+        ("device", "cud", {"_target_": "x"}, "cuda:N"),
+        ("dataset_dir", "/data/a#b", "x", "without #"),
+    ],
+)
+def test_override_of_another_kind_or_range_than_the_knob_is_refused(name, text, default, allowed):
+    with pytest.raises(ValueError, match=f"command line: --{name} is {text}, needs .*{allowed}"):
+        check_value(name, text, default)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "default"),
+    [("use_times", "False", True), ("learning_rate", "1e-3", 0.001), ("seed", "0", 0), ("device", "cuda:1", "x")],
+)
+def test_override_that_fits_its_knob_passes(name, text, default):
+    check_value(name, text, default)

@@ -293,3 +293,23 @@ def test_network_of_the_bundle_verifies_against_metadata():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert "verified with no error" in done.stderr + done.stdout
+
+
+def test_evaluating_before_training_or_with_another_datalist_is_refused(flow, tmp_path):
+    settings = {**places_of(flow), "output_dir": tmp_path, "features_dir": flow["out"] / "features", "max_epochs": 1}
+    absent = run_outside(tmp_path, "train", "evaluate", **settings, model_path=tmp_path / "model.pt")
+    assert absent.returncode == 1
+    assert "model_path is" in absent.stderr.strip().splitlines()[-1]
+    other = tmp_path / "other.json"
+    other.write_text((flow["data"] / "datalist.json").read_text() + "\n")
+    done = run_outside(tmp_path, "train", "evaluate", **settings, model_path=flow["model"], datalist=other)
+    assert done.returncode == 1
+    assert "datalist_digest is" in done.stderr.strip().splitlines()[-1]
+
+
+def test_control_run_leaves_the_model_alone(flow, tmp_path):
+    before = flow["model"].read_bytes()
+    settings = {**places_of(flow), "output_dir": tmp_path, "features_dir": flow["out"] / "features", "max_epochs": 1}
+    done = run_outside(tmp_path, "train", **settings, model_path=flow["model"], frames_shown="shuffled")
+    assert done.returncode == 0, done.stderr
+    assert flow["model"].read_bytes() == before

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from scripts.errors import bad_value
+from scripts.errors import RunFailedError, bad_value
 from scripts.features.fingerprint import PRECISIONS
 from scripts.features.store import FeatureStore, StoredSequence
 from scripts.keys import ERROR, FRAME_INDICES, FRAME_TIMES, FRAMES, IMAGE, SOURCE
@@ -112,6 +112,8 @@ def cache_features(
     if rank == 0:
         store.write_manifest()
         refuse_failures(failures, len(items), "cache_features")
+    elif failures:
+        raise RunFailedError(f"cache_features: {len(failures)} exams could not be used; rank 0 lists them")
 
 
 def _read_ahead(dataset: SequenceDataset, ahead: int = 2) -> Iterator[dict[str, Any]]:

@@ -1,16 +1,23 @@
 """The model card file: what a `model.pt` is and what its input must look like, as JSON beside it."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from scripts.errors import bad_value
+from scripts.keys import TASK_TYPES
 from scripts.networks.classifier import SequenceClassifier
 from scripts.networks.encoder import FrameEncoder
-from scripts.networks.weights import read_state
+from scripts.networks.weights import digest, read_state
+
+logger = logging.getLogger("angiography")
+
+ENCODER = "encoder.backbone."  # prefixes of model.pt
+HEAD = "head."
 
 # What inference must know to rebuild the network and its input; the nominal values are those of metadata.json.
 NOMINAL: dict[str, Any] = {
@@ -53,6 +60,11 @@ def read_card(model_path: str | Path) -> dict[str, Any]:
     lacking = sorted(NOMINAL.keys() - card.keys()) if isinstance(card, dict) else sorted(NOMINAL)
     if lacking:
         raise ValueError(bad_value(path, "content", f"without {', '.join(lacking)}", f"all of {sorted(NOMINAL)}"))
+    classes = card["classes"]
+    named = isinstance(classes, list) and all(isinstance(c, str) for c in classes) and len(set(classes)) == len(classes)
+    if not named or card["task_type"] not in TASK_TYPES:
+        found = f"task_type {card['task_type']}, classes {classes}"
+        raise ValueError(bad_value(path, "task", found, f"one of {', '.join(TASK_TYPES)} and different class names"))
     return card
 
 
@@ -72,6 +84,9 @@ def save_model(
         head_path: best checkpoint of training.
         card: what `NOMINAL` names, and the record of the run.
     """
+    if card.get("frames_shown", "all") != "all":
+        logger.info(f"a control (frames_shown {card['frames_shown']}): {model_path} is left as it is")
+        return Path(model_path)
     head.load_state_dict(read_state(head_path))
     state = SequenceClassifier(encoder, head).state_dict()
     path = Path(model_path)
@@ -85,19 +100,45 @@ def save_model(
     return path
 
 
-def load_model(network: nn.Module, model_path: str | Path) -> None:
-    """Load `model.pt` into the network of its card.
+def require_model(model_path: str | Path) -> Path:
+    """The path, if there is a model.
 
     Raises:
-        FileNotFoundError: there is no model.
-        ValueError: weights of another architecture.
+        FileNotFoundError: there is none.
     """
     path = Path(model_path)
     if not path.is_file():
         raise FileNotFoundError(
             bad_value("configuration", "model_path", path, "an existing model.pt", "Train one: configs/train.yaml.")
         )
-    state, expected = read_state(path), network.state_dict()
+    return path
+
+
+def load_model(network: nn.Module, model_path: str | Path) -> None:
+    """Load `model.pt` into the network of its card.
+
+    Raises:
+        FileNotFoundError: there is no model.
+        ValueError: weights of another architecture, or an encoder that is not the one its card names.
+    """
+    path = require_model(model_path)
+    state = read_state(path)
+    load_fitting(network, state, path)
+    encoder = {n.removeprefix(ENCODER): t for n, t in state.items() if n.startswith(ENCODER)}
+    stated = read_card(path).get("encoder_digest")
+    if stated is not None and digest(encoder) != stated:
+        raise ValueError(
+            bad_value(path, "encoder digest", digest(encoder)[:16], f"{stated[:16]}, as in its card", "Train again.")
+        )
+
+
+def load_fitting(network: nn.Module, state: dict[str, Tensor], path: Path) -> None:
+    """Load a state dict that must fit exactly.
+
+    Raises:
+        ValueError: tensors are missing, unexpected or of another shape.
+    """
+    expected = network.state_dict()
     wrong = [n for n in expected if n not in state or state[n].shape != expected[n].shape]
     wrong += [n for n in state if n not in expected]
     if wrong:

@@ -11,15 +11,14 @@ from torch import nn
 from scripts.errors import bad_value
 from scripts.features.batching import FeatureDataset
 from scripts.keys import PATIENT, SOURCE
-from scripts.networks.card import read_card
+from scripts.networks.card import HEAD, load_fitting, read_card
 from scripts.networks.weights import read_state
 from scripts.reports.metrics import paired_difference, score
 from scripts.reports.page import summary_table, write_report
-from scripts.sequences.datalist import Task
+from scripts.sequences.datalist import Task, datalist_digest
 from scripts.training.controls import labels_of, predict, single_best_frame
 
 RECORDED_PACKAGES = ("torch", "monai", "timm", "pydicom", "scikit-learn", "numpy")
-HEAD = "head."
 
 
 def evaluate(
@@ -32,6 +31,7 @@ def evaluate(
     test: FeatureDataset,
     shuffled_test: FeatureDataset,
     task: Task,
+    datalist: str | Path,
     output_dir: str | Path,
     split: str,
     device: torch.device | str,
@@ -50,6 +50,7 @@ def evaluate(
         test: the held-out split.
         shuffled_test: the same with frames shuffled.
         task: type and classes.
+        datalist: where the splits come from.
         output_dir: gets report.html and report.json.
         split: name of the held-out split.
         device: where the heads run.
@@ -65,8 +66,16 @@ def evaluate(
         raise ValueError(
             bad_value(model_path, "classes", ", ".join(card["classes"]), f"those of the datalist: {task.classes}")
         )
+    for key, now, what in (
+        ("store_digest", test.store.digest, "the feature store it was trained on"),
+        ("datalist_digest", datalist_digest(datalist), "the datalist it was trained with"),
+    ):
+        if card.get(key) != now:
+            allowed = f"{str(card.get(key))[:16]}, {what}: another may hold exams that it has seen"
+            raise ValueError(bad_value(model_path, key, now[:16], allowed, "Train again with train.yaml."))
+    _refuse_shared(test, training, validation)
     state = read_state(model_path)
-    head.load_state_dict({n.removeprefix(HEAD): t for n, t in state.items() if n.startswith(HEAD)})
+    load_fitting(head, {n.removeprefix(HEAD): t for n, t in state.items() if n.startswith(HEAD)}, Path(model_path))
     shuffled_head.load_state_dict(read_state(shuffled_path))
     labels = labels_of(test)
     patients = [str(item.get(PATIENT, item[SOURCE])) for item in test.data]
@@ -114,6 +123,14 @@ def evaluate(
     print(summary_table(results))
     print(f"report: {path}")
     return results
+
+
+def _refuse_shared(test: FeatureDataset, *others: FeatureDataset) -> None:
+    """Refuse a held-out exam whose very bytes are in another split under another name."""
+    seen = {key: item[SOURCE] for other in others for key, item in zip(other.keys, other.data, strict=True)}
+    for key, item in zip(test.keys, test.data, strict=True):
+        if key in seen:
+            raise ValueError(bad_value(item[SOURCE], "content", f"that of {seen[key]}", "an exam of one split only"))
 
 
 def _provenance(card: dict[str, Any]) -> dict[str, str]:

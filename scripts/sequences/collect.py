@@ -154,8 +154,8 @@ def _read(path: Path, root: Path) -> _File | str | None:
                 ophthalmic_run=(day, eye) if header.get("Modality") in OPHTHALMIC and day else None,
                 synthetic=header.get("Manufacturer") == SYNTHETIC_MANUFACTURER,
             )
-    except SequenceError as error:
-        return str(error)
+    except SequenceError:  # kept as an exam of its own: whoever reads it next says what is wrong with it
+        return _File(path, f"folder {name.parent}", "", str(path), None, 2, None, None, False)
 
 
 def _same_content(first: Path, second: Path) -> bool:

@@ -214,7 +214,8 @@ def _refuse_leaks(path: Path, content: dict[str, Any]) -> None:
                     )
                 )
             image = item[IMAGE] if isinstance(item[IMAGE], list) else [item[IMAGE]]
-            names = [(IMAGE, "|".join(sorted(str(p.resolve()) for p in image)))]
+            files = [file for p in image for file in ([p, *p.iterdir()] if p.is_dir() else [p])]
+            names = [(IMAGE, str(file.resolve())) for file in files]
             names += [(SEQUENCE, str(item[SEQUENCE]))] if item.get(SEQUENCE) is not None else []
             for name in names:
                 if name in seen:

@@ -104,6 +104,9 @@ class EpochProgress:
     def close(self, engine: Any) -> None:
         self.bar.close()
         state: Any = self.evaluator.state
+        if state.best_metric_epoch < 1:
+            way_out = "Set --val_interval to at most --max_epochs."
+            raise ValueError(bad_value("training", "validations", 0, "at least one, to choose the best epoch", way_out))
         if engine.state.rank > 0:
             return
         logger.info(
