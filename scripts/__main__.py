@@ -52,7 +52,7 @@ class Commands:
             num_folds: one fold each for validation and test, the rest for training.
             seed: of the split.
         """
-        from scripts.sequences.collect import make_datalist
+        from scripts.datalists.collect import make_datalist
 
         names = classes.split(",") if isinstance(classes, str) else classes
         print(make_datalist(dataset_dir, labels, output, names, num_folds, seed))

@@ -7,10 +7,10 @@ import sys
 import time
 from pathlib import Path
 
+from scripts.datalists.collect import make_datalist
 from scripts.errors import bad_value
 from scripts.networks.card import card_path, read_card
 from scripts.networks.weights import fetch
-from scripts.sequences.collect import make_datalist
 from scripts.sequences.phantom import CLASSES, write_exams
 
 BUNDLE_ROOT = Path(__file__).resolve().parent.parent

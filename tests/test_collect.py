@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.keys import CLASSES, IMAGE, LABEL, PATIENT, SEQUENCE, SOURCE, SPLITS, SYNTHETIC, TASK, TYPE
-from scripts.sequences.collect import (
+from scripts.datalists.collect import (
     SYNTHETIC_MANUFACTURER,
     attach_labels,
     find_inputs,
@@ -18,8 +17,9 @@ from scripts.sequences.collect import (
     split_by_patient,
     write_datalist,
 )
-from scripts.sequences.datalist import all_items, labelled_split, read_datalist, read_task
-from scripts.sequences.dicom import read_header
+from scripts.datalists.datalist import all_items, labelled_split, read_datalist, read_task
+from scripts.dicom.sequence import read_header
+from scripts.keys import CLASSES, IMAGE, LABEL, PATIENT, SEQUENCE, SOURCE, SPLITS, SYNTHETIC, TASK, TYPE
 from tests.conftest import OP, PERSON, SC, assert_message, assert_no_person, ramp
 
 

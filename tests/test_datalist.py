@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.keys import CLASSES, IMAGE, LABEL, PATIENT, SEQUENCE, SOURCE, SYNTHETIC, TASK, TYPE
-from scripts.sequences.datalist import (
+from scripts.datalists.datalist import (
     Task,
     all_items,
     class_counts,
@@ -17,6 +16,7 @@ from scripts.sequences.datalist import (
     read_datalist,
     read_task,
 )
+from scripts.keys import CLASSES, IMAGE, LABEL, PATIENT, SEQUENCE, SOURCE, SYNTHETIC, TASK, TYPE
 from tests.conftest import assert_message
 
 MULTICLASS = {TYPE: "multiclass", CLASSES: ["none", "slow", "fast"]}

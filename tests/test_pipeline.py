@@ -17,9 +17,9 @@ import pytest
 import torch
 from monai.bundle import create_workflow
 
+from scripts.datalists.collect import make_datalist
 from scripts.features.store import FeatureStore
 from scripts.networks.card import read_card
-from scripts.sequences.collect import make_datalist
 from scripts.sequences.phantom import CLASSES, write_exams
 
 ROOT = Path(__file__).resolve().parent.parent

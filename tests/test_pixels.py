@@ -10,9 +10,9 @@ import pytest
 from pydicom import uid
 from pydicom.pixels import get_decoder
 
+from scripts.dicom.pixels import DECODERS, NATIVE, decoder_versions
+from scripts.dicom.sequence import read_frames, read_header
 from scripts.errors import SequenceError
-from scripts.sequences.dicom import read_frames, read_header
-from scripts.sequences.pixels import DECODERS, NATIVE, decoder_versions
 from tests.conftest import assert_message, jpeg, ramp
 
 LOSSLESS = {
@@ -195,7 +195,7 @@ def test_read_frames_of_a_damaged_jpeg_file_does_not_end_the_process(save, damag
         data[data.index(jpeg(frames[0])) + offset] = value
     path.write_bytes(data)
     code = (
-        "import sys; from pathlib import Path; from scripts.sequences.dicom import *\n"
+        "import sys; from pathlib import Path; from scripts.dicom.sequence import *\n"
         "try: read_frames(read_header(Path(sys.argv[1])), [0])\n"
         "except SequenceError: pass"
     )

@@ -8,7 +8,7 @@ from pydicom import DataElement, Dataset, config
 from pydicom.datadict import dictionary_VR
 from pydicom.tag import Tag
 
-from scripts.sequences.times import acquisition_ms, frame_times, temporal_order
+from scripts.dicom.times import acquisition_ms, frame_times, temporal_order
 
 
 def header(**attributes: object) -> Dataset:

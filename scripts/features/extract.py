@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from scripts.dicom.files import sequence_files
 from scripts.errors import RunFailedError, bad_value
 from scripts.features.fingerprint import PRECISIONS
 from scripts.features.store import FeatureStore, StoredSequence
 from scripts.keys import ERROR, FRAME_INDICES, FRAME_TIMES, FRAMES, IMAGE, SOURCE
 from scripts.sequences.dataset import SequenceDataset, refuse_failures, relative_message
-from scripts.sequences.files import sequence_files
 
 logger = logging.getLogger("angiography")
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scripts.dicom.pixels import decoder_versions
 from scripts.errors import bad_value
 from scripts.features.store import FeatureStore
-from scripts.sequences.pixels import decoder_versions
 
 PREPROCESSING_VERSION = 1  # raise it when a change in scripts/sequences changes what the encoder sees
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

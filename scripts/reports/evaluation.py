@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from scripts.datalists.datalist import Task, datalist_digest
 from scripts.errors import bad_value
 from scripts.features.batching import FeatureDataset
 from scripts.keys import PATIENT, SOURCE
@@ -15,7 +16,6 @@ from scripts.networks.card import HEAD, load_fitting, read_card
 from scripts.networks.weights import read_state
 from scripts.reports.metrics import paired_difference, score
 from scripts.reports.page import summary_table, write_report
-from scripts.sequences.datalist import Task, datalist_digest
 from scripts.training.controls import labels_of, predict, single_best_frame
 
 RECORDED_PACKAGES = ("torch", "monai", "timm", "pydicom", "scikit-learn", "numpy")

@@ -1,1 +1,1 @@
-"""Files -> frames: read DICOM sequences, choose frames, normalise, make synthetic exams."""
+"""Any container -> frames -> encoder input; the map is in scripts/__init__.py."""

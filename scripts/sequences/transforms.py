@@ -8,8 +8,8 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform
 
+from scripts.dicom import sequence as dicom
 from scripts.keys import FRAME_INDICES, FRAME_TIMES, FRAMES, HEADER, IMAGE
-from scripts.sequences import dicom
 from scripts.sequences.frames import (
     check_indices,
     check_times,

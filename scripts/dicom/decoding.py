@@ -47,7 +47,7 @@ class _Child:
     def ask(self, request: tuple) -> tuple[str, object]:
         with self.lock:
             if self.process is None or self.process.poll() is not None:
-                command = [sys.executable, "-m", "scripts.sequences.decoding"]
+                command = [sys.executable, "-m", "scripts.dicom.decoding"]
                 pipe, none = subprocess.PIPE, subprocess.DEVNULL
                 self.process = subprocess.Popen(command, cwd=BUNDLE_ROOT, stdin=pipe, stdout=pipe, stderr=none)
             try:

@@ -15,10 +15,10 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
+from scripts.datalists.collect import find_sequences
+from scripts.dicom.files import is_dicom, sequence_files
+from scripts.dicom.sequence import CODES, HEADER_TAGS, NUMBERS, read_frames, read_header
 from scripts.errors import SequenceError
-from scripts.sequences.collect import find_sequences
-from scripts.sequences.dicom import CODES, HEADER_TAGS, NUMBERS, read_frames, read_header
-from scripts.sequences.files import is_dicom, sequence_files
 from tests.conftest import (
     OP,
     PERSON,

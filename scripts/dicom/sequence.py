@@ -3,26 +3,20 @@
 Only attributes in `HEADER_TAGS` are ever read, so nothing about a person can leave this module.
 """
 
-import logging
-import struct
-import warnings
-import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from pydicom import Dataset, uid
-from pydicom.errors import BytesLengthException, InvalidDicomError
 
+from scripts.dicom.files import is_dicom, sequence_files
+from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES, SequenceHeader, check_decoded_size
+from scripts.dicom.part10 import reading
+from scripts.dicom.pixels import check_pixel_data, read_stored
+from scripts.dicom.times import TIMING_TAGS, acquisition_ms, frame_times, number, temporal_order
 from scripts.errors import SequenceError, bad_value
-from scripts.sequences.files import is_dicom, sequence_files
-from scripts.sequences.pixels import check_pixel_data, read_stored
-from scripts.sequences.times import TIMING_TAGS, acquisition_ms, frame_times, number, temporal_order
 
-DEFAULT_MAX_SEQUENCE_BYTES = 2 * 2**30
 MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 # What leaves the reader beside pixels and times: known codes and numbers, so that free text in them stays behind.
@@ -50,60 +44,6 @@ PIXEL_TAGS = (
     "PlanarConfiguration",
 )
 HEADER_TAGS = [*CODES, *NUMBERS, *PIXEL_TAGS, *TIMING_TAGS, "NumberOfFrames", "InstanceNumber"]
-
-# pydicom and its decoders raise all of these on damaged files.
-READ_ERRORS = (
-    InvalidDicomError,
-    BytesLengthException,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    NotImplementedError,
-    RuntimeError,
-    EOFError,
-    StopIteration,
-    struct.error,
-    zlib.error,
-    MemoryError,
-)
-
-# pydicom quotes the offending value in its warnings and log lines, and the value can be a person's.
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-logging.getLogger("pydicom").setLevel(logging.CRITICAL)
-warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
-
-
-@dataclass(frozen=True)
-class SequenceHeader:
-    """One angiographic run before its pixels are decoded.
-
-    `files` holds one multi-frame file, or single-frame files in the order of time.
-    """
-
-    files: tuple[Path, ...]
-    num_frames: int
-    rows: int
-    columns: int
-    photometric: str
-    bits_stored: int
-    transfer_syntax: tuple[str, ...]  # one a file
-    frame_times_ms: np.ndarray  # (T,) float64 since the first frame, NaN = unknown
-    facts: dict[str, str | float]
-
-
-@contextmanager
-def reading(path: object, what: str) -> Iterator[None]:
-    """Turn whatever a damaged file makes pydicom raise into one SequenceError without quoting any value."""
-    try:
-        yield
-    except SequenceError:
-        raise
-    except READ_ERRORS as error:
-        raise SequenceError(
-            bad_value(path, what, f"unreadable ({type(error).__name__})", "a complete, valid DICOM object")
-        ) from error
 
 
 def read_header(source: Path | Sequence[Path], max_sequence_bytes: int = DEFAULT_MAX_SEQUENCE_BYTES) -> SequenceHeader:
@@ -142,6 +82,7 @@ def read_header(source: Path | Sequence[Path], max_sequence_bytes: int = DEFAULT
     with reading(files[0], "header"):
         facts = _facts(first)
     return SequenceHeader(
+        container="dicom",
         files=tuple(files),
         num_frames=sum(frames),
         rows=int(first.Rows),
@@ -191,16 +132,7 @@ def _read_file_header(path: Path, max_bytes: int) -> Dataset:
         samples = _integer(header, "SamplesPerPixel", path, 1)
         _check_pixel_header(path, header, allocated, samples)
         frame_bytes = rows * columns * samples * allocated // 8
-        if frame_bytes * frames > max_bytes:
-            raise SequenceError(
-                bad_value(
-                    path,
-                    "decoded size",
-                    f"{frame_bytes * frames} bytes ({frames} x {rows} x {columns})",
-                    f"at most {max_bytes}",
-                    "Raise --max_sequence_bytes if the file is really that large.",
-                )
-            )
+        check_decoded_size(path, frames, frame_bytes, f"{rows} x {columns}", max_bytes)
         check_pixel_data(path, file, header, frame_bytes, frames)
     return header
 

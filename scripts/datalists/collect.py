@@ -13,6 +13,11 @@ from typing import Any
 import pydicom
 from tqdm import tqdm
 
+from scripts.datalists.datalist import all_items
+from scripts.datalists.labels import attach_labels, read_labels, split_by_patient
+from scripts.dicom.files import is_dicom
+from scripts.dicom.part10 import reading
+from scripts.dicom.times import TIMING_TAGS, acquisition_ms, temporal_order
 from scripts.errors import SequenceError, bad_value
 from scripts.keys import (
     CLASSES,
@@ -28,11 +33,6 @@ from scripts.keys import (
     TEST,
     TYPE,
 )
-from scripts.sequences.datalist import all_items
-from scripts.sequences.dicom import reading
-from scripts.sequences.files import is_dicom
-from scripts.sequences.labels import attach_labels, read_labels, split_by_patient
-from scripts.sequences.times import TIMING_TAGS, acquisition_ms, temporal_order
 
 logger = logging.getLogger("angiography")
 

@@ -11,8 +11,8 @@ from pydicom import Dataset, uid
 from pydicom.encaps import generate_frames, parse_basic_offsets, parse_fragments
 from pydicom.pixels.utils import get_j2k_parameters
 
+from scripts.dicom.decoding import decode, decode_apart
 from scripts.errors import SequenceError, bad_value
-from scripts.sequences.decoding import decode, decode_apart
 
 # One decoder a transfer syntax: lossy JPEG differs by decoder by one grey level, and so would features.
 DECODERS = {
