@@ -57,6 +57,33 @@ class Commands:
         names = classes.split(",") if isinstance(classes, str) else classes
         print(make_datalist(dataset_dir, labels, output, names, num_folds, seed))
 
+    def check(
+        self,
+        datalist: str,
+        dataset_dir: str | None = None,
+        output_dir: str | None = None,
+        max_sequence_bytes: int = 2 * 2**30,
+        sample: int = 24,
+    ) -> None:
+        """Check a datalist before it is used: what cannot be read, what leaks, what looks odd.
+
+        Reads every header and decodes one frame of each sequence. Prints a table whose last line says pass or fail,
+        as does the exit status (0 or 1), and writes check.json and check.html, a page with pictures of a sample.
+
+        Args:
+            datalist: the JSON file.
+            dataset_dir: what its paths are relative to; the datalist's folder if not given.
+            output_dir: gets both files; the datalist's folder if not given.
+            max_sequence_bytes: largest decoded size of a sequence accepted.
+            sample: sequences shown on the page, spread over splits and classes.
+        """
+        from scripts.datalists.sheet import run_check
+
+        text, passed = run_check(datalist, dataset_dir, output_dir, max_sequence_bytes, sample)
+        print(text)
+        if not passed:
+            raise SystemExit(1)
+
     def weights(self, name: str, models_dir: str = "models", source: str | None = None) -> None:
         """Make or download named encoder weights, verify them and print their digest.
 

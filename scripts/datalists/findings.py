@@ -1,0 +1,229 @@
+"""The entries of a datalist, and what is wrong or odd in the list as a whole: leaks, copies, labels, classes."""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scripts.datalists.datalist import Task, _read_item, _read_task, class_counts, read_datalist
+from scripts.keys import (
+    IMAGE,
+    LABEL,
+    PATIENT,
+    SEQUENCE,
+    SOURCE,
+    SPLITS,
+    TASK,
+    TEST,
+    TRAINING,
+    VALIDATION,
+)
+
+# kinds of findings, worst first, with their headings
+PROBLEMS = {
+    "contract": "Against the data contract",
+    "unreadable": "Cannot be read",
+    "frames": "Frames or times of the list do not fit the exam",
+    "leak": "Leaks between splits",
+    "label": "Labels missing where training needs them",
+}
+SUSPICIOUS = {
+    "duplicate": "Same pixels under two names",
+    "patients": "Patients",
+    "classes": "Splits and classes",
+    "times": "Times",
+    "single_frame": "A single frame",
+    "constant": "Pixels without content",
+    "size": "Close to the size limit",
+    "header": "Odd in the header",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to look at: its kind, its place in the list ("training[3]"), its path as the list spells it, why."""
+
+    kind: str
+    where: str
+    source: str
+    text: str
+
+    @property
+    def fails(self) -> bool:
+        """True for a problem, False for what is only suspicious."""
+        return self.kind in PROBLEMS
+
+    def __str__(self) -> str:
+        place = f"{self.where} {self.source}".strip()
+        return f"{place}: {self.text}"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the header and the middle frame of a sequence say; numbers and codes only."""
+
+    container: str
+    modality: str
+    transfer_syntaxes: tuple[str, ...]  # different ones among its files
+    photometric: str
+    bits_stored: int
+    num_frames: int
+    rows: int
+    columns: int
+    unknown_times: int  # frames
+    duration_s: float | None  # None: a single frame, or times that are not all known
+    digest: str | None  # of `pixel_digest`; None: the frame is of one value
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Exam:
+    """One entry of the list; `item` is empty where it breaks the contract, `reading` None where it cannot be read."""
+
+    split: str
+    position: int
+    item: dict[str, Any]
+    reading: Reading | None = None
+
+    @property
+    def where(self) -> str:
+        """Its place in the list, "training[3]"."""
+        return f"{self.split}[{self.position}]"
+
+    @property
+    def source(self) -> str:
+        """Its path as the list spells it."""
+        return printable(self.item.get(SOURCE, ""))
+
+
+def read_content(path: Path, root: Path) -> dict[str, Any]:
+    """The JSON of a datalist, with at least one split; what is in them is not looked at.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_datalist`.
+    """
+    content: Any = None
+    with suppress(OSError, ValueError, RecursionError):
+        content = json.loads(path.read_text())
+    if not root.is_dir() or not isinstance(content, dict) or not any(split in content for split in SPLITS):
+        read_datalist(path, root)  # raises, and says why
+    return content
+
+
+def read_entries(path: Path, content: dict[str, Any], root: Path) -> tuple[Task | None, list[Exam], list[Finding]]:
+    """Each entry by itself through what `read_datalist` asks of it, so that one mistake does not hide the next."""
+    findings: list[Finding] = []
+    exams: list[Exam] = []
+
+    def attempt(where: str, source: object, read: Callable[[], Any]) -> Any:
+        try:
+            return read()
+        except (ValueError, OSError, RuntimeError) as error:  # OSError, RuntimeError: names and links gone wild
+            text = str(error).removeprefix(f"{where}: ").removeprefix(f"{path}: ")
+            findings.append(Finding("contract", where, printable(source), printable(text)))
+            return None
+
+    task = attempt(TASK, path.name, lambda: _read_task(path, content))
+    broken_task = bool(findings)
+    for split in SPLITS:
+        entries = content.get(split, [])
+        if not isinstance(entries, list):
+            text = f"is {type(entries).__name__}, needs a list of items."
+            findings.append(Finding("contract", split, path.name, text))
+            continue
+        for i, entry in enumerate(entries):
+            if broken_task and isinstance(entry, dict):
+                entry = {key: value for key, value in entry.items() if key != LABEL}
+            source = entry.get(IMAGE, "") if isinstance(entry, dict) else ""
+            where = f"{split}[{i}]"
+            item = attempt(where, source, lambda where=where, entry=entry: _read_item(where, entry, root, task))  # type: ignore[misc]
+            exams.append(Exam(split, i, item or {}))
+    return task, exams, findings
+
+
+def keep_apart(exams: list[Exam]) -> tuple[list[Exam], list[Finding]]:
+    """The entries to read, which are those whose files no earlier one names; and what is named twice."""
+    seen: dict[tuple[str, str], Exam] = {}
+    readable, findings = [], []
+    for exam in (exam for exam in exams if exam.item):
+        image = exam.item[IMAGE] if isinstance(exam.item[IMAGE], list) else [exam.item[IMAGE]]
+        files = [(IMAGE, str(file.resolve())) for path in image for file in _with_content(path)]
+        names = [(SEQUENCE, str(exam.item[SEQUENCE]))] if exam.item.get(SEQUENCE) is not None else []
+        earlier = {key: seen[key, name] for key, name in (*files, *names) if (key, name) in seen}
+        for key, first in earlier.items():
+            text = f"{key} is a duplicate of {first.where} ({first.source}), needs each sequence once."
+            findings.append(Finding("contract", exam.where, exam.source, text))
+        if IMAGE not in earlier:
+            readable.append(exam)
+        for name in (*files, *names):
+            seen.setdefault(name, exam)
+    return readable, findings
+
+
+def _with_content(path: Path) -> list[Path]:
+    with suppress(OSError):
+        return [path, *path.iterdir()] if path.is_dir() else [path]
+    return [path]
+
+
+def patient_findings(exams: list[Exam]) -> Iterator[Finding]:
+    """Patients in two splits, splits of one patient, and entries that do not say whose they are."""
+    first_of: dict[str, Exam] = {}
+    patients: dict[str, set[str]] = defaultdict(set)
+    nameless = [exam for exam in exams if exam.item and exam.item.get(PATIENT) is None]
+    for exam in (exam for exam in exams if exam.item.get(PATIENT) is not None):
+        patient = str(exam.item[PATIENT])
+        patients[exam.split].add(patient)
+        first = first_of.setdefault(patient, exam)
+        if first.split != exam.split:
+            text = f"its patient is also in {first.split}: {first.where} ({first.source})"
+            yield Finding("leak", exam.where, exam.source, text)
+    unseen = "leaks between splits cannot be seen"
+    if nameless and not first_of:
+        yield Finding("patients", "list", "", f"no entry has a `{PATIENT}`: {unseen}")
+    else:
+        yield from (Finding("patients", e.where, e.source, f"no `{PATIENT}`: {unseen}") for e in nameless)
+    for split, found in patients.items():
+        if len(found) == 1:
+            yield Finding("patients", split, "", "all its sequences are of one patient: intervals mean nothing")
+
+
+def label_findings(exams: list[Exam], task: Task | None) -> Iterator[Finding]:
+    """Missing labels, empty splits and classes without a sequence."""
+    by_split = {split: [exam for exam in exams if exam.split == split and exam.item] for split in SPLITS}
+    for split in (TRAINING, VALIDATION):
+        without = [exam for exam in by_split[split] if LABEL not in exam.item]
+        if without and len(without) == len(by_split[split]):
+            yield Finding("label", split, "", f"none of its {len(without)} sequences has a label")
+        else:
+            yield from (Finding("label", exam.where, exam.source, "no label") for exam in without)
+    if by_split[TRAINING]:
+        for split in (VALIDATION, TEST):
+            if not by_split[split]:
+                yield Finding("classes", split, "", "no sequences, while training has some")
+    for split, found in by_split.items():
+        labelled = [exam for exam in found if LABEL in exam.item]
+        if task is not None and labelled:
+            counts = class_counts([exam.item for exam in labelled], task)
+            for name in (name for name, count in zip(task.classes, counts, strict=True) if count == 0):
+                yield Finding("classes", split, "", f"no sequence of class {printable(name)}")
+
+
+def same_pixels(exams: list[Exam]) -> Iterator[Finding]:
+    """Sequences with the pixels of an earlier one: a leak if that is in another split."""
+    groups: dict[str, list[Exam]] = defaultdict(list)
+    for exam in exams:
+        if exam.reading is not None and exam.reading.digest is not None:
+            groups[exam.reading.digest].append(exam)
+    for first, *others in groups.values():
+        for exam in others:
+            text = f"same pixels as {first.where} ({first.source})"
+            yield Finding("duplicate" if exam.split == first.split else "leak", exam.where, exam.source, text)
+
+
+def printable(text: object) -> str:
+    """The text on one line that a terminal and UTF-8 can show, whatever stands in a file's name."""
+    return "".join(char if char.isprintable() else "?" for char in str(text))
