@@ -5,36 +5,35 @@ Only attributes in `HEADER_TAGS` are ever read, so nothing about a person can le
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pydicom
 from pydicom import Dataset, uid
 
-from scripts.dicom.files import is_dicom, sequence_files
+from scripts.dicom.display import DISPLAY_TAGS, display_shutters, display_voi, mask_steps, padding
+from scripts.dicom.facts import (
+    CODES,
+    COLOUR,
+    FACT_TAGS,
+    MONOCHROME,
+    PALETTE,
+    check_class,
+    facts,
+    intensity_warnings,
+    is_x_ray,
+    privacy_warnings,
+)
+from scripts.dicom.files import sequence_files
+from scripts.dicom.functional import FUNCTIONAL_TAGS, lift_groups
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES, SequenceHeader, check_decoded_size
-from scripts.dicom.part10 import reading
+from scripts.dicom.part10 import open_part10, reading
 from scripts.dicom.pixels import check_pixel_data, read_stored
-from scripts.dicom.times import TIMING_TAGS, acquisition_ms, frame_times, number, temporal_order
+from scripts.dicom.times import TIMING_TAGS, acquisition_clock, frame_times, series_times, temporal_order
+from scripts.dicom.values import field_name, integers, shown, value_of
 from scripts.errors import SequenceError, bad_value
 
-MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
-COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-# What leaves the reader beside pixels and times: known codes and numbers, so that free text in them stays behind.
-CODES = {
-    "Modality": ("XA", "RF", "OP", "OPT", "OT", "XC"),
-    "PhotometricInterpretation": (
-        "MONOCHROME1",
-        "MONOCHROME2",
-        "RGB",
-        "YBR_FULL",
-        "YBR_FULL_422",
-        "YBR_ICT",
-        "YBR_RCT",
-    ),
-    "PixelIntensityRelationship": ("LIN", "LOG", "DISP"),
-    "ImageLaterality": ("R", "L", "B"),
-}
-NUMBERS = ("BitsStored", "PositionerPrimaryAngle", "PositionerSecondaryAngle")
+MAX_FRAMES = 100_000  # of one sequence: an hour at 30 frames/s
 PIXEL_TAGS = (
     "Rows",
     "Columns",
@@ -43,7 +42,21 @@ PIXEL_TAGS = (
     "PixelRepresentation",
     "PlanarConfiguration",
 )
-HEADER_TAGS = [*CODES, *NUMBERS, *PIXEL_TAGS, *TIMING_TAGS, "NumberOfFrames", "InstanceNumber"]
+HEADER_TAGS = [
+    *dict.fromkeys(
+        (*FACT_TAGS, *PIXEL_TAGS, "HighBit", *TIMING_TAGS, *FUNCTIONAL_TAGS, *DISPLAY_TAGS, "NumberOfFrames"),
+    ),
+    "InstanceNumber",
+]
+
+
+class _File(NamedTuple):
+    """One file of a sequence."""
+
+    path: Path
+    header: Dataset
+    syntax: str
+    num_frames: int
 
 
 def read_header(source: Path | Sequence[Path], max_sequence_bytes: int = DEFAULT_MAX_SEQUENCE_BYTES) -> SequenceHeader:
@@ -57,41 +70,67 @@ def read_header(source: Path | Sequence[Path], max_sequence_bytes: int = DEFAULT
         FileNotFoundError: nothing at the path.
         SequenceError: not an image run, damaged, inconsistent or too large.
     """
-    files = sequence_files(source)
-    name = source if isinstance(source, Path) else files[0].parent
-    headers = [_read_file_header(file, max_sequence_bytes // len(files)) for file in files]
-    frames = [_integer(header, "NumberOfFrames", file, 1) for header, file in zip(headers, files, strict=True)]
+    paths = sequence_files(source)
+    name = source if isinstance(source, Path) else paths[0].parent
+    files = [_read_file(path, max_sequence_bytes // len(paths)) for path in paths]
+    num_frames = sum(file.num_frames for file in files)
+    first = files[0]
     if len(files) == 1:
-        with reading(files[0], "timing"):
-            times = frame_times(headers[0], frames[0])
+        with reading(first.path, "functional groups"):
+            clock, warnings = lift_groups(first.path, first.header, num_frames)
+        times, odd = frame_times(first.header, num_frames, clock)
     else:
-        if max(frames) > 1:
-            where = files[frames.index(max(frames))].name
+        many = next((file for file in files if file.num_frames > 1), None)
+        if many is not None:
             raise SequenceError(
                 bad_value(
                     name,
                     "folder",
-                    f"{len(files)} files, {where} with {max(frames)} frames",
+                    f"{len(files)} files, {many.path.name} with {many.num_frames} frames",
                     "one multi-frame file, or single-frame files of one sequence",
                     "List the multi-frame files one by one.",
                 )
             )
-        files, headers, times = _in_order(name, files, headers, listed=not isinstance(source, Path))
-        _check_alike(name, files, headers)
-    first = headers[0]
-    with reading(files[0], "header"):
-        facts = _facts(first)
+        files, times, odd = _in_order(name, files, listed=not isinstance(source, Path))
+        _check_alike(name, files)
+        first, warnings = files[0], []
+    for file in files:
+        warnings += [*check_class(file.path, file.header), *privacy_warnings(file.header)]
+    return _sequence_header(files, times, [*warnings, *intensity_warnings(first.header), *odd])
+
+
+def _sequence_header(files: list[_File], times: np.ndarray, warnings: list[str]) -> SequenceHeader:
+    path, header, _, num_frames = files[0]
+    rows, columns = int(header.Rows), int(header.Columns)
+    signed = value_of(header, "PixelRepresentation") == 1
+    with reading(path, "display attributes"):
+        monochrome = header.PhotometricInterpretation in MONOCHROME
+        voi, odd_voi = display_voi(header, is_x_ray(header), signed) if monochrome else (None, [])
+        shutters, odd_shutters = display_shutters(header, rows, columns)
+        masks, odd_masks = mask_steps(header, num_frames) if len(files) == 1 else ((), [])
+        padded, odd_padding = padding(header, int(header.BitsAllocated), signed)
+    warnings = [*warnings, *odd_voi, *odd_shutters, *odd_masks, *odd_padding]
+    high, stored = integers(value_of(header, "HighBit")), int(header.BitsStored)
+    if high and high != [stored - 1]:  # PS3.5 8.1.1
+        found = f"{high[0]} with {field_name('BitsStored')} {stored}"
+        warnings.append(f"{field_name('HighBit')} is {found}: read as if it were {stored - 1}")
     return SequenceHeader(
         container="dicom",
-        files=tuple(files),
-        num_frames=sum(frames),
-        rows=int(first.Rows),
-        columns=int(first.Columns),
-        photometric=str(first.PhotometricInterpretation),
-        bits_stored=int(first.BitsStored),
-        transfer_syntax=tuple(_transfer_syntax(header) for header in headers),
+        files=tuple(file.path for file in files),
+        num_frames=len(times),
+        rows=rows,
+        columns=columns,
         frame_times_ms=times,
-        facts=facts,
+        photometric=str(header.PhotometricInterpretation),
+        bits_stored=stored,
+        signed=signed,
+        transfer_syntax=tuple(file.syntax for file in files),
+        facts=facts(header),
+        warnings=tuple(dict.fromkeys(warnings)),
+        voi=voi,
+        shutters=shutters,
+        mask_steps=masks,
+        padding=padded,
     )
 
 
@@ -119,60 +158,57 @@ def read_frames(header: SequenceHeader, indices: Sequence[int]) -> np.ndarray:
     return np.stack(frames)
 
 
-def _read_file_header(path: Path, max_bytes: int) -> Dataset:
+def _read_file(path: Path, max_bytes: int) -> _File:
     if not path.is_file():
         raise FileNotFoundError(bad_value(path, "path", "absent", "an existing file"))
-    if not is_dicom(path):
-        raise SequenceError(bad_value(path, "content", "not DICOM", "the mark DICM at byte 128 (PS3.10 7.1)"))
-    with reading(path, "header"), path.open("rb") as file:
+    with open_part10(path, max_bytes) as file, reading(path, "header"):
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
-        frames = _integer(header, "NumberOfFrames", path, 1)
-        rows, columns = _integer(header, "Rows", path), _integer(header, "Columns", path)
-        allocated = _integer(header, "BitsAllocated", path)
-        samples = _integer(header, "SamplesPerPixel", path, 1)
+        if value_of(header, "SOPClassUID") is None and uid.UID(file.sop_class).is_valid and file.sop_class:
+            header.SOPClassUID = file.sop_class
+        frames = _count(path, header, "NumberOfFrames", MAX_FRAMES, 1)
+        rows, columns = _count(path, header, "Rows", 65535), _count(path, header, "Columns", 65535)
+        allocated = _count(path, header, "BitsAllocated", 65535)
+        samples = _count(path, header, "SamplesPerPixel", 65535, 1)
         _check_pixel_header(path, header, allocated, samples)
         frame_bytes = rows * columns * samples * allocated // 8
         check_decoded_size(path, frames, frame_bytes, f"{rows} x {columns}", max_bytes)
         check_pixel_data(path, file, header, frame_bytes, frames)
-    return header
+        return _File(path, header, str(header.file_meta.TransferSyntaxUID), frames)
 
 
-def _integer(header: Dataset, keyword: str, path: Path, default: int | None = None) -> int:
-    value = header.get(keyword)
-    value = default if value is None else value
-    number = int(value) if isinstance(value, (int, float, str)) and str(value).strip().isdigit() else 0
-    if number < 1:
-        tag = pydicom.tag.Tag(keyword)
-        raise SequenceError(bad_value(path, f"{tag} {keyword}", "absent" if value is None else value, "at least 1"))
-    return number
+def _count(path: Path, header: Dataset, keyword: str, most: int, default: int | None = None) -> int:
+    value = value_of(header, keyword)
+    found = integers(default if value is None else value)
+    if not found or len(found) != 1 or not 1 <= found[0] <= most:
+        raise SequenceError(bad_value(path, field_name(keyword), shown(value), f"an integer from 1 to {most}"))
+    return found[0]
 
 
 def _check_pixel_header(path: Path, header: Dataset, allocated: int, samples: int) -> None:
-    photometric = header.get("PhotometricInterpretation")
-    allowed = MONOCHROME if samples == 1 else COLOUR
-    if samples not in (1, 3) or photometric not in allowed:
+    photometric = value_of(header, "PhotometricInterpretation")
+    if photometric not in {1: (*MONOCHROME, PALETTE), 3: COLOUR}.get(samples, ()):
         raise SequenceError(
             bad_value(
                 path,
                 "(0028,0004) PhotometricInterpretation with SamplesPerPixel",
-                f"{photometric} with {samples}",
-                f"{', '.join(MONOCHROME)} with 1, or {', '.join(COLOUR)} with 3",
+                f"{shown(photometric, CODES['PhotometricInterpretation'])} with {samples}",
+                f"{', '.join((*MONOCHROME, PALETTE))} with 1, or {', '.join(COLOUR)} with 3",
             )
         )
     if allocated not in (8, 16):
-        raise SequenceError(bad_value(path, "(0028,0100) BitsAllocated", allocated, "8 or 16"))
-    stored = _integer(header, "BitsStored", path)
+        raise SequenceError(bad_value(path, field_name("BitsAllocated"), allocated, "8 or 16"))
+    stored = _count(path, header, "BitsStored", 65535)
     if stored > allocated:
-        raise SequenceError(bad_value(path, "(0028,0101) BitsStored", stored, f"at most BitsAllocated, {allocated}"))
+        raise SequenceError(bad_value(path, field_name("BitsStored"), stored, f"at most BitsAllocated, {allocated}"))
+    sign = value_of(header, "PixelRepresentation")
+    if sign not in (None, 0, 1):
+        raise SequenceError(bad_value(path, field_name("PixelRepresentation"), shown(sign), "0 or 1"))
 
 
-def _in_order(
-    name: Path, files: list[Path], headers: list[Dataset], listed: bool
-) -> tuple[list[Path], list[Dataset], np.ndarray]:
-    with reading(name, "timing"):
-        acquired = [acquisition_ms(header) for header in headers]
-        numbers = [int(h.InstanceNumber) if h.get("InstanceNumber") is not None else None for h in headers]
-    order = temporal_order(acquired, numbers)
+def _in_order(name: Path, files: list[_File], listed: bool) -> tuple[list[_File], np.ndarray, list[str]]:
+    clock = acquisition_clock([file.header for file in files])
+    numbers = [integers(value_of(file.header, "InstanceNumber")) for file in files]
+    order = temporal_order(clock.moments_ms, [n[0] if n and len(n) == 1 else None for n in numbers])
     if order is None and listed:
         order = list(range(len(files)))
     if order is None:
@@ -185,33 +221,23 @@ def _in_order(
                 "Give `image` as a list of files in the order of time.",
             )
         )
-    moments = np.array([np.nan if acquired[i] is None else acquired[i] for i in order], dtype=np.float64)
-    times = moments - moments[0]
-    if np.isnan(times).any() or (times == 0).all():  # no usable clock: a constant rate, if one is stated
-        times = frame_times(headers[order[0]], len(files))
-    return [files[i] for i in order], [headers[i] for i in order], np.maximum.accumulate(times)
+    clock = clock._replace(moments_ms=[clock.moments_ms[i] for i in order])
+    files = [files[i] for i in order]
+    return files, *series_times(files[0].header, len(files), clock)
 
 
-def _check_alike(name: Path, files: list[Path], headers: list[Dataset]) -> None:
+def _check_alike(name: Path, files: list[_File]) -> None:
+    """One sequence has one format; `read_header` has checked that all these values are codes or numbers."""
     for keyword in ("PhotometricInterpretation", *PIXEL_TAGS, "BitsStored"):
-        for file, header in zip(files, headers, strict=True):
-            if header.get(keyword) != headers[0].get(keyword):
-                raise SequenceError(
-                    bad_value(
-                        name,
-                        f"{keyword} of {file.name}",
-                        header.get(keyword),
-                        f"{headers[0].get(keyword)}, as in {files[0].name}: one sequence has one format",
-                    )
+        stated = [value_of(file.header, keyword) for file in files]
+        odd = next((i for i, value in enumerate(stated) if value != stated[0]), None)
+        if odd is not None:
+            codes = CODES["PhotometricInterpretation"]
+            raise SequenceError(
+                bad_value(
+                    name,
+                    f"{keyword} of {files[odd].path.name}",
+                    shown(stated[odd], codes),
+                    f"{shown(stated[0], codes)}, as in {files[0].path.name}: one sequence has one format",
                 )
-
-
-def _transfer_syntax(header: Dataset) -> str:
-    return str(header.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian))
-
-
-def _facts(header: Dataset) -> dict[str, str | float]:
-    """Attributes that hold one of the codes known for them, or a number; anything else is left out."""
-    codes = {key: header.get(key) for key, known in CODES.items() if header.get(key) in known}
-    numbers = {key: number(header.get(key)) for key in NUMBERS}
-    return codes | {key: value for key, value in numbers.items() if value is not None}
+            )
