@@ -1,6 +1,7 @@
 """Stored values to brightness: PS3.3's formulas worked out apart from the code, and what no window may change."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,7 @@ def test_voi_window_is_the_standards_pseudo_code(values, center, width, half, fu
         (Voi(2048, 1, LINEAR), [2047, 2048], [0, 1]),
         (Voi(0, 100, LINEAR), [-50, 49], [0, 1]),
         (Voi(0, 1, LINEAR), [-1, 0], [0, 1]),
+        (Voi(10, 0.5, LINEAR), [9.7, 9.8], [0, 1]),  # not allowed, but met: the pseudo-code still has an answer
         (Voi(2048, 4096, LINEAR_EXACT), [0, 2048, 4096, 1024], [0, 0.5, 1, 0.25]),
         (Voi(10, 0.5, LINEAR_EXACT), [9.75, 10, 10.25], [0, 0.5, 1]),
         (Voi(100, 40, SIGMOID), [100, 110, 90], [0.5, 1 / (1 + math.e**-1), 1 / (1 + math.e)]),
@@ -133,12 +135,13 @@ def test_voi_without_one_in_the_exam_is_percentile():
 
 def test_voi_of_a_subtracted_sequence_is_percentile():
     header = header_of((3, 8, 9), voi=Voi(500, 300))
+    after = replace(header, subtracted=True)
     difference = noise(3, 8, 9) - noise(3, 8, 9, seed=1)
     assert window_used(header, "voi") == "voi"
-    assert window_used(header, "voi", subtracted=True) == "percentile"
+    assert window_used(after, "voi") == "percentile"
     torch.testing.assert_close(
-        window_sequence(difference, header, "voi", 1.0, 99.0, subtracted=True),
-        window_sequence(difference, header, "percentile", 1.0, 99.0, subtracted=True),
+        window_sequence(difference, after, "voi", 1.0, 99.0),
+        window_sequence(difference, after, "percentile", 1.0, 99.0),
     )
 
 
@@ -166,7 +169,7 @@ def test_stored_window_spans_what_the_bits_can_hold(bits, signed, values, expect
     ("known", "values", "expected"),
     [
         ({"bits_stored": 8}, [-255, 0, 255, 51], [0, 0.5, 1, 0.6]),
-        ({"bits_stored": 12, "signed": True}, [-4095, 0, 4095], [0, 0.5, 1]),
+        ({"bits_stored": 12, "signed": True}, [-4095, 0, 4095, 2047], [0, 0.5, 1, 6142 / 8190]),
         (
             {"bits_stored": 8, "facts": {"PixelIntensityRelationship": "LIN"}},
             [-math.log(256), 0, math.log(256), math.log(16)],
@@ -175,9 +178,7 @@ def test_stored_window_spans_what_the_bits_can_hold(bits, signed, values, expect
     ],
 )
 def test_stored_window_of_differences_has_no_change_in_the_middle(known, values, expected):
-    row = torch.tensor([[values]], dtype=torch.float32)
-    result = window_sequence(row, header_of((1, 1, len(values)), **known), "stored", 0.0, 100.0, subtracted=True)
-    assert result[0, 0].tolist() == pytest.approx(expected)
+    assert shown(values, "stored", subtracted=True, **known) == pytest.approx(expected)
 
 
 def test_stored_window_keeps_exams_of_one_device_comparable():
@@ -321,6 +322,12 @@ def test_to_values_are_the_stored_numbers_in_a_copy(dtype):
     assert values.tolist() == stored.tolist()  # MONOCHROME1 is inverted by the window, not here
     values.add_(1)
     np.testing.assert_array_equal(stored, before)
+
+
+def test_to_values_of_decimals_are_a_copy_too():
+    stored = np.array([[[0.5, -1.25]]], dtype=np.float32)
+    to_values(stored, header_of((1, 1, 2))).add_(1)
+    assert stored.tolist() == [[[0.5, -1.25]]]
 
 
 def test_to_values_of_colours_are_their_bt601_luminance():

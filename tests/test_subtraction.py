@@ -1,6 +1,7 @@
 """Digital subtraction against synthetic runs whose anatomy, contrast and movement are known."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,7 @@ def test_bolus_mask_is_the_pre_contrast_frames_where_the_header_asks_for_nothing
     plain, asked = header_of(), header_of(MaskStep(AVG_SUB, (0,)))
     assert needs_pre_contrast(plain, "bolus") and not needs_pre_contrast(plain, "header")
     assert not needs_pre_contrast(asked, "bolus")
-    assert frames_of(mask_frames(plain, [4, 7], "bolus", [0, 1, 2])) == [(0, 1, 2)] * 2
+    assert frames_of(mask_frames(plain, [4, 7], "bolus", np.arange(3))) == [(0, 1, 2)] * 2
     assert frames_of(mask_frames(asked, [4, 7], "bolus")) == [(0,)] * 2
 
 
@@ -125,7 +126,7 @@ def test_bolus_mask_is_spread_over_many_pre_contrast_frames(num_frames):
     assert list(mask.frames) == sorted(mask.frames)
 
 
-@pytest.mark.parametrize("pre_contrast", [None, []])
+@pytest.mark.parametrize("pre_contrast", [None, [], np.array([], int)])
 def test_bolus_mask_without_pre_contrast_frames_is_refused(pre_contrast):
     with pytest.raises(SequenceError) as refused:
         mask_frames(header_of(), range(T), "bolus", pre_contrast)
@@ -163,7 +164,7 @@ def test_known_subtractions_are_accepted():
 
 def test_needed_frames_are_each_read_once_in_order():
     masks = [FrameMask((1, 0)), FrameMask((1, 0)), FrameMask((7,))]
-    assert needed_frames(np.array([8, 4, 7]), masks) == [0, 1, 4, 7, 8]
+    assert needed_frames(np.array([80, 4, 7]), masks) == [0, 1, 4, 7, 80]
     assert needed_frames(iter([3, 1, 3]), []) == [1, 3]
 
 
@@ -206,6 +207,12 @@ def test_tid_is_the_change_since_an_earlier_frame():
     result = subtracted(values, header_of(MaskStep(TID, tid_offset=2)))
     torch.testing.assert_close(result[2:], values[2:] - values[:-2])
     assert (result[:2] == 0).all()
+
+
+def test_tid_mask_is_shifted_too():
+    values = torch.rand(T, H, W)
+    result = subtracted(values, header_of(MaskStep(TID, shift=(0.0, 3.0))))
+    torch.testing.assert_close(result[1:, :, :-3], values[1:, :, :-3] - values[:-1, :, 3:])
 
 
 def test_frames_outside_the_applicable_range_show_no_change():
@@ -264,7 +271,7 @@ def test_a_subtracted_vessel_is_dark_on_grey(photometric):
     values = (5 - anatomy() - contrast()) * 500
     values = 4095 - values if photometric == "MONOCHROME1" else values
     header = header_of(MaskStep(AVG_SUB, (0,)), photometric=photometric)
-    brightness = window_sequence(subtracted(values, header), header, "stored", 0.0, 100.0, subtracted=True)
+    brightness = window_sequence(subtracted(values, header), replace(header, subtracted=True), "stored", 0.0, 100.0)
     vessel = contrast()[-1] > 0
     assert brightness[-1][~vessel].mean() == pytest.approx(0.5, abs=1e-3)
     assert (brightness[-1][vessel] < 0.49).all()

@@ -18,7 +18,7 @@ WINDOWS = ("percentile", "voi", "stored")
 LUMINANCE = (0.299, 0.587, 0.114)  # of R, G, B: ITU-R BT.601, as YBR in PS3.3 C.7.6.3.1.2
 # Percentiles are taken on every k-th row and column of each frame, k the least that leaves about this many pixels: they
 # stay within 0.3 % of the distance between them (tests/test_intensity.py, synthetic runs), and sorting all pixels of
-# 20 x 1024 x 1024 would take as long as the rest of the window.
+# 20 x 1024 x 1024 would take longer than the rest of the window.
 MAX_PERCENTILE_PIXELS = 2**20
 
 
@@ -41,13 +41,13 @@ def check_window(window: str, lower: float, upper: float) -> None:
         raise ValueError(bad_value("configuration", "percentiles", (lower, upper), allowed))
 
 
-def window_used(header: SequenceHeader, window: str, subtracted: bool = False) -> str:
+def window_used(header: SequenceHeader, window: str) -> str:
     """The window a sequence gets: `voi` becomes `percentile` where the exam asks for none, or was subtracted.
 
     A window in an image's header is for its stored values, and after a subtraction it would cut off one half of them;
     one made for differences comes in a presentation state (PS3.4 N.2.1.3), which a sequence does not have.
     """
-    return "percentile" if window == "voi" and (subtracted or header.voi is None) else window
+    return "percentile" if window == "voi" and (header.subtracted or header.voi is None) else window
 
 
 def to_values(stored: np.ndarray, header: SequenceHeader) -> Tensor:
@@ -75,45 +75,40 @@ def to_values(stored: np.ndarray, header: SequenceHeader) -> Tensor:
     return torch.from_numpy(values)
 
 
-def window_sequence(
-    values: Tensor, header: SequenceHeader, window: str, lower: float, upper: float, subtracted: bool = False
-) -> Tensor:
+def window_sequence(values: Tensor, header: SequenceHeader, window: str, lower: float, upper: float) -> Tensor:
     """Brightness of each pixel, (T, H, W) float32 in [0, 1], larger is brighter; MONOCHROME1 is inverted last.
 
     All frames share one scale, since the change from frame to frame is the signal.
 
     Args:
         values: (T, H, W) float32, of `to_values` or `subtract`.
-        header: of the sequence.
+        header: of the sequence; `subtracted` where `values` are differences.
         window: `voi`: as the exam asks to be shown (PS3.3 C.11.2), else percentile, see `window_used`.
             `percentile`: between two percentiles of the whole sequence.
             `stored`: between the least and the largest value its bits can hold, or difference of such values, so that
             nothing is cut off and exams of one device can be compared.
         lower: percentile that becomes 0, in [0, 100).
         upper: percentile that becomes 1, in (lower, 100].
-        subtracted: `values` are differences.
 
     Raises:
         ValueError: a setting `check_window` refuses.
         SequenceError: all pixels have the same value (`percentile`), or the width of the exam's window is not positive.
     """
     check_window(window, lower, upper)
-    used = window_used(header, window, subtracted)
+    used = window_used(header, window)
     if used == "voi" and header.voi is not None:
         shown = _through_voi(values, header.voi, header)
     else:
-        low, high = (
-            _stored_range(header, subtracted) if used == "stored" else _percentiles(values, header, lower, upper)
-        )
+        low, high = _stored_range(header) if used == "stored" else _percentiles(values, header, lower, upper)
         shown = (values - low).div_(high - low).clamp_(0.0, 1.0)
     return 1 - shown if header.photometric == "MONOCHROME1" else shown
 
 
-def _stored_range(header: SequenceHeader, subtracted: bool) -> tuple[float, float]:
+def _stored_range(header: SequenceHeader) -> tuple[float, float]:
     """Least and largest value that BitsStored can hold, or difference between two such values."""
     levels = 2**header.bits_stored
     low, high = (-levels // 2, levels // 2 - 1) if header.signed else (0, levels - 1)
-    if not subtracted:
+    if not header.subtracted:
         return float(low), float(high)
     largest = math.log1p(high) if is_logarithmic(header) else float(high - low)
     return -largest, largest

@@ -78,7 +78,7 @@ def mask_frames(
     if subtraction == "none":
         return []
     if needs_pre_contrast(header, subtraction):
-        if not pre_contrast:
+        if pre_contrast is None or len(pre_contrast) == 0:
             way_out = "Its contrast may be there from the first frame on: use subtraction header or none."
             found = "not among its frames"
             raise SequenceError(bad_value(header.files[0], "pre-contrast phase", found, "at least one frame", way_out))
