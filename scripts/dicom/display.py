@@ -81,8 +81,8 @@ def _window(header: Dataset, slope: float, intercept: float) -> tuple[Voi | None
     function = str(function) if function in (LINEAR_EXACT, SIGMOID) else LINEAR
     if center is None or width is None or not (width >= 1 if function == LINEAR else width > 0):
         found = f"{shown(first(stated[0]))} and {shown(first(stated[1]))}"
-        fields = f"{field_name('WindowCenter')} and {field_name('WindowWidth')}"
-        return None, [*warnings, f"{fields} are {found}: no window of {function}, not used"]
+        fields = f"{field_name('WindowCenter')} with {field_name('WindowWidth')}"
+        return None, [*warnings, f"{fields} is {found}: no window of {function}, not used"]
     if function == LINEAR:  # from center - 0.5 - (width - 1) / 2 to center - 0.5 + (width - 1) / 2
         return Voi((center - 0.5 - intercept) / slope + 0.5, (width - 1) / slope + 1, LINEAR), warnings
     return Voi((center - intercept) / slope, width / slope, function), warnings
