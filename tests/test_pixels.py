@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import uid
-from pydicom.pixels import get_decoder
 
+from scripts.dicom.decoding import DECODE
 from scripts.dicom.pixels import DECODERS, NATIVE, decoder_versions
 from scripts.dicom.sequence import read_frames, read_header
 from scripts.errors import SequenceError
@@ -77,8 +77,8 @@ def test_read_frames_decodes_only_the_chosen_frames(save, offset_table):
     before = read_frames(header, others)
     data, stream = path.read_bytes(), jpeg(frames[2])
     assert data.count(stream) == 1
-    damaged = stream[:2] + bytes(len(stream) - 4) + stream[-2:]  # start and end markers, nothing between
-    path.write_bytes(data.replace(stream, damaged))
+    table = stream.index(b"\xff\xc4") + 5  # code counts of the first Huffman table: more codes than there can be
+    path.write_bytes(data.replace(stream, stream[:table] + b"\xff" * 16 + stream[table + 16 :]))
     header = read_header(path)
     np.testing.assert_array_equal(read_frames(header, others), before)
     with pytest.raises(SequenceError) as refused:
@@ -163,12 +163,9 @@ def test_reading_an_unknown_transfer_syntax_names_those_known(save):
     assert_message(refused.value, "TransferSyntaxUID", "1.2.840.10008.1.2.4.97", "RLE Lossless")
 
 
-def test_every_transfer_syntax_has_one_decoder_that_is_installed():
-    tried = 0
-    for syntax, plugin in DECODERS.items():
-        assert plugin in get_decoder(syntax).available_plugins, uid.UID(syntax).name
-        tried += 1
-    assert tried == 12
+def test_every_transfer_syntax_has_one_decoder():
+    assert set(DECODERS.values()) == set(DECODE)
+    assert len(DECODERS) == 14
     assert not set(DECODERS) & set(NATIVE)
 
 

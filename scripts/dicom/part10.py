@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 import pydicom
 from pydicom import uid
@@ -107,8 +107,9 @@ class Part10(io.BufferedReader):
 class _Prefixed(io.RawIOBase):
     """Some bytes, then a file from one position on, as one seekable file."""
 
-    def __init__(self, prefix: bytes, file: io.FileIO, start: int) -> None:
-        self.prefix, self.file, self.start, self.position = prefix, file, start, 0
+    def __init__(self, prefix: bytes, file: BinaryIO, start: int) -> None:
+        self.prefix, self.file, self.shift, self.position = prefix, file, start - len(prefix), 0
+        self.size = os.fstat(file.fileno()).st_size - self.shift
         self.name = file.name
 
     def readable(self) -> bool:
@@ -118,24 +119,19 @@ class _Prefixed(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: len(self.prefix) - self.start}[whence]
-        base += os.fstat(self.file.fileno()).st_size if whence == os.SEEK_END else 0
-        self.position = base + offset
+        self.position = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence] + offset
         return self.position
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         if self.position < len(self.prefix):
             data = self.prefix[self.position : self.position + len(buffer)]
+            buffer[: len(data)] = data
+            count = len(data)
         else:
-            self.file.seek(self.position - len(self.prefix) + self.start)
-            data = self.file.read(len(buffer)) or b""
-        buffer[: len(data)] = data
-        self.position += len(data)
-        return len(data)
-
-    def close(self) -> None:
-        self.file.close()
-        super().close()
+            self.file.seek(self.position + self.shift)
+            count = self.file.readinto(buffer)  # type: ignore[attr-defined]
+        self.position += count
+        return count
 
 
 class _Inflated(io.BytesIO):
@@ -174,12 +170,13 @@ def open_object(path: Path, max_bytes: int = DEFAULT_MAX_SEQUENCE_BYTES) -> Iter
     if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
         raise SequenceError(bad_value(path, "path", "not a regular file", "a DICOM file"))
     with reading(path, "file"):
-        raw = io.FileIO(path)
-    with raw:
+        source = path.open("rb", buffering=0)
+    with source:
         with reading(path, "file"):
-            file = _open(path, raw, max_bytes)
+            file = _open(path, source, max_bytes)
             file.seek(0)
-        yield file
+        with file:
+            yield file
 
 
 def is_not_image(sop_class: str) -> bool:
@@ -191,58 +188,47 @@ def _below(sop_class: str, root: str) -> bool:
     return sop_class == root or sop_class.startswith(root + ".")
 
 
-def _open(path: Path, raw: io.FileIO, max_bytes: int) -> Part10:
-    size = os.fstat(raw.fileno()).st_size
-    start = raw.read(PREAMBLE_BYTES + 4)
+def _open(path: Path, source: BinaryIO, max_bytes: int) -> Part10:
+    start = source.read(PREAMBLE_BYTES + 4)
     marked = start[PREAMBLE_BYTES:] == b"DICM"
     if not marked and start[:2] not in (b"\x02\x00", b"\x08\x00", b"\x00\x08"):
         raise SequenceError(
             bad_value(path, "content", "not DICOM", "the mark DICM at byte 128 (PS3.10 7.1) or a DICOM data set")
         )
-    file = Part10(raw, size, "")
-    meta_start = PREAMBLE_BYTES + 4 if marked else 0
-    data_start = _read_meta(path, file, meta_start)
-    stated = file.syntax
-    file.seek(data_start)
+    stated, sop_class, data_start = _read_meta(path, source, PREAMBLE_BYTES + 4 if marked else 0)
+    source.seek(data_start)
     if stated == uid.DeflatedExplicitVRLittleEndian:
-        return _inflate(path, file, max_bytes)
-    found = _found_syntax(path, file.read(8), stated)
-    if found != stated or not marked:
-        prefix = _meta(found)
-        prefixed = _Prefixed(prefix, cast(io.FileIO, file.detach()), data_start)
-        file = Part10(prefixed, size - data_start + len(prefix), found, file.sop_class)
-        data_start = len(prefix)
-    _walk(path, file, data_start, file.size)
+        file = _inflate(path, source, sop_class, max_bytes)
+    else:
+        syntax = _found_syntax(path, source.read(8), stated)
+        prefix = b"" if marked and syntax == stated else _meta(syntax)
+        raw = _Prefixed(prefix, source, data_start if prefix else 0)
+        file = _walked(path, raw, raw.size, syntax, sop_class, len(prefix) or data_start)
     if not marked:
         _require_proof(path, file)
     return file
 
 
-def _read_meta(path: Path, file: Part10, start: int) -> int:
-    """Set the transfer syntax and SOP class of the file meta group; returns where the data set starts."""
-    position = start
+def _read_meta(path: Path, source: BinaryIO, start: int) -> tuple[str, str, int]:
+    """The transfer syntax and SOP class of the file meta group, empty where absent, and where the data set starts."""
+    found, position, size = {b"\x10\x00": "", b"\x02\x00": ""}, start, os.fstat(source.fileno()).st_size
     for _ in range(MAX_META_ELEMENTS):
-        file.seek(position)
-        head = file.read(12)
+        source.seek(position)
+        head = source.read(12)
         if len(head) < 8 or head[:2] != b"\x02\x00":
-            return position
+            return found[b"\x10\x00"], found[b"\x02\x00"], position
         long = head[4:6] in (b"OB", b"UN", b"OW", b"UT")
         length = int.from_bytes(head[8:12] if long else head[6:8], "little")
         if head[4:6] not in ENCODED_VR:  # some old writers have it implicit
             length = int.from_bytes(head[4:8], "little")
         value_start = position + (12 if long else 8)
         position = value_start + length
-        if length > MAX_META_VALUE_BYTES or position > file.size:
-            raise SequenceError(
-                bad_value(path, f"(0002,{head[3]:02X}{head[2]:02X})", f"{length} bytes long", "a value inside the file")
-            )
-        if head[2:4] in (b"\x10\x00", b"\x02\x00"):
-            file.seek(value_start)
-            value = file.read(length).strip(b" \0").decode("ascii", "replace")
-            if head[2:4] == b"\x10\x00":
-                file.syntax = value
-            else:
-                file.sop_class = value
+        if length > MAX_META_VALUE_BYTES or position > size:
+            field = f"(0002,{head[3]:02X}{head[2]:02X})"
+            raise SequenceError(bad_value(path, field, f"{length} bytes long", "a value inside the file"))
+        if head[2:4] in found:
+            source.seek(value_start)
+            found[head[2:4]] = source.read(length).strip(b" \0").decode("ascii", "replace")
     raise SequenceError(bad_value(path, "file meta group", "without end", f"at most {MAX_META_ELEMENTS} elements"))
 
 
@@ -263,10 +249,13 @@ def _meta(syntax: str) -> bytes:
     return bytes(PREAMBLE_BYTES) + b"DICM" + struct.pack("<HH2sHL", 2, 0, b"UL", 4, len(element)) + element
 
 
-def _walk(path: Path, file: Part10, start: int, size: int) -> None:
-    little, implicit = file.syntax != uid.ExplicitVRBigEndian, file.syntax == uid.ImplicitVRLittleEndian
+def _walked(path: Path, raw: object, size: int, syntax: str, sop_class: str, start: int) -> Part10:
+    """The stream with the top-level elements that begin at `start`."""
+    file = Part10(cast(io.RawIOBase, raw), size, syntax, sop_class)
+    little, implicit = syntax != uid.ExplicitVRBigEndian, syntax == uid.ImplicitVRLittleEndian
     file.elements = walk(path, file, start, size, implicit, little)
-    file.sop_class = file.text(0x00080016) or file.sop_class
+    file.sop_class = file.text(0x00080016) or sop_class
+    return file
 
 
 def _require_proof(path: Path, file: Part10) -> None:
@@ -279,7 +268,7 @@ def _require_proof(path: Path, file: Part10) -> None:
         )
 
 
-def _inflate(path: Path, file: Part10, max_bytes: int) -> Part10:
+def _inflate(path: Path, file: BinaryIO, sop_class: str, max_bytes: int) -> Part10:
     """The deflated data set at the file's position (PS3.5 A.5), inflated no further than its own header announces."""
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
     prefix = _meta(uid.ExplicitVRLittleEndian)
@@ -295,9 +284,7 @@ def _inflate(path: Path, file: Part10, max_bytes: int) -> Part10:
     def stream(size: int) -> Part10:
         raw = _Inflated(data)
         raw.name = str(path)
-        part10 = Part10(cast(io.RawIOBase, raw), size, uid.ExplicitVRLittleEndian, file.sop_class)
-        _walk(path, part10, len(prefix), size)
-        return part10
+        return _walked(path, raw, size, uid.ExplicitVRLittleEndian, sop_class, len(prefix))
 
     more(len(prefix) + MAX_INFLATED_HEADER_BYTES)
     part10 = stream(len(data))

@@ -1,33 +1,47 @@
 """Stored pixel values of chosen frames, checked against the header before anything is allocated."""
 
-import io
-import struct
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from pydicom import Dataset, uid
-from pydicom.encaps import generate_frames, parse_basic_offsets, parse_fragments
-from pydicom.pixels.utils import get_j2k_parameters
+from pydicom.pixels import convert_color_space
 
-from scripts.dicom.decoding import decode, decode_apart
+from scripts.dicom.codestreams import is_lossy, numeric_uid
+from scripts.dicom.decoding import decode
+from scripts.dicom.elements import PIXEL_DATA, UNDEFINED
+from scripts.dicom.fragments import (
+    DEFLATED_FRAMES,
+    ENCAPSULATED_UNCOMPRESSED,
+    PIXEL_DATA_NAME,
+    Span,
+    check_frame,
+    frame_fragments,
+    frame_header,
+    read_frame,
+)
+from scripts.dicom.layout import YBR, PixelLayout, pixels_of
+from scripts.dicom.palette import read_palette
+from scripts.dicom.part10 import NATIVE, Part10, open_part10
 from scripts.errors import SequenceError, bad_value
 
 # One decoder a transfer syntax: lossy JPEG differs by decoder by one grey level, and so would features.
-DECODERS = {
+DECODERS: dict[str, str] = {
     uid.JPEGBaseline8Bit: "pillow",
     **dict.fromkeys((uid.JPEGExtended12Bit, uid.JPEGLossless, uid.JPEGLosslessSV1), "gdcm"),
     **dict.fromkeys((uid.JPEGLSLossless, uid.JPEGLSNearLossless), "pyjpegls"),
-    **dict.fromkeys((uid.JPEG2000Lossless, uid.JPEG2000), "pylibjpeg"),
-    **dict.fromkeys((uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K), "pylibjpeg"),
-    uid.RLELossless: "pylibjpeg",
+    **dict.fromkeys((uid.JPEG2000Lossless, uid.JPEG2000), "openjpeg"),
+    **dict.fromkeys((uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K), "openjpeg"),
+    uid.RLELossless: "rle",
+    ENCAPSULATED_UNCOMPRESSED: "numpy",
+    DEFLATED_FRAMES: "zlib",
 }
-NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
-JPEG = [syntax for syntax in DECODERS if syntax in (*uid.JPEGTransferSyntaxes, *uid.JPEGLSTransferSyntaxes)]
-START_OF_FRAME = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7)
-JPEG_HEADER_BYTES = 8192  # tables before the start of frame are far smaller
-MULTI_FRAGMENT_SCAN_BYTES = 256 * 2**20  # a stream without offset table is read once to count its frames
+PALETTE = "PALETTE COLOR"
+SAMPLES = {
+    **dict.fromkeys(("MONOCHROME1", "MONOCHROME2", PALETTE), 1),
+    **dict.fromkeys(("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT"), 3),
+}
 
 
 def decoder_versions() -> dict[str, str]:
@@ -36,133 +50,181 @@ def decoder_versions() -> dict[str, str]:
     return {package: version(package) for package in packages}
 
 
-def check_pixel_data(path: Path, file: io.BufferedReader, header: Dataset, frame_bytes: int, frames: int) -> None:
+def check_pixel_data(path: Path, file: Part10, header: Dataset, frame_bytes: int, frames: int) -> None:
     """Refuse pixel data that is not what the header says, before decoding.
 
     Args:
         path: for messages.
-        file: open at the pixel data element, as `dcmread(stop_before_pixels=True)` leaves it.
-        header: with file_meta.
+        file: of `open_part10`, at any position.
+        header: as read from it.
         frame_bytes: decoded bytes of a frame.
         frames: NumberOfFrames.
 
     Raises:
-        SequenceError: no pixel data, too little or too much of it, or another number of frames.
+        SequenceError: the layout of its bits is not one of DICOM's, too little or too much data, or another number of
+            frames.
     """
-    syntax = header.file_meta.get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
-    if syntax not in NATIVE and syntax not in DECODERS:
-        names = ", ".join(sorted(uid.UID(known).name for known in (*NATIVE, *DECODERS)))
-        raise SequenceError(bad_value(path, "(0002,0010) TransferSyntaxUID", uid.UID(syntax).name, f"one of {names}"))
-    order = ">" if syntax == uid.ExplicitVRBigEndian else "<"
-    start = file.read(8)
-    group, element = struct.unpack(f"{order}HH", start[:4]) if len(start) == 8 else (0, 0)
-    if (group, element) != (0x7FE0, 0x0010):
-        raise SequenceError(bad_value(path, "(7FE0,0010) PixelData", "absent", "the pixels of an image"))
-    implicit = syntax == uid.ImplicitVRLittleEndian
-    length = struct.unpack(f"{order}L", start[4:] if implicit else file.read(4))[0]
-    position, size = file.tell(), path.stat().st_size
-    if length == 0xFFFFFFFF:
-        found = _count_frames(path, file, header, frames)
-    else:
-        if length > size - position:
-            raise SequenceError(
-                bad_value(path, "(7FE0,0010) PixelData", f"cut off after {size - position} bytes", f"{length} bytes")
-            )
-        expected = frame_bytes * frames
-        if header.get("PhotometricInterpretation") == "YBR_FULL_422":
-            expected = expected // 3 * 2  # PS3.3 C.7.6.3.1.2: two chroma samples shared by two pixels
-        if length not in (expected, expected + expected % 2):
-            raise SequenceError(
-                bad_value(
-                    path,
-                    "(7FE0,0010) PixelData",
-                    f"{length} bytes",
-                    f"{expected}, which is Rows x Columns x samples x bytes x {frames} frames",
-                )
-            )
-        found = frames
-    if found != frames:
-        raise SequenceError(
-            bad_value(path, "(0028,0008) NumberOfFrames", frames, f"{found}, the frames in the pixel data")
-        )
+    layout = read_layout(path, file)
+    if layout.photometric == PALETTE:
+        read_palette(path, file)
+    if file.syntax in NATIVE:
+        _check_native(path, file, layout, frames)
+        return
+    for spans in _encapsulated(path, file, layout, frames):
+        check_frame(path, file, spans, layout)
 
 
-def _count_frames(path: Path, file: io.BufferedReader, header: Dataset, frames: int) -> int:
-    """Frames in an encapsulated stream: by its offset table, else by fragments, else by end-of-image markers."""
-    offsets = parse_basic_offsets(file)
-    position = file.tell()
-    fragments, starts = parse_fragments(file)
-    syntax = header.file_meta.TransferSyntaxUID
-    for start in starts if syntax in JPEG else starts[:1]:
-        file.seek(start + 8)
-        if syntax in JPEG:
-            _check_jpeg(path, header, file.read(JPEG_HEADER_BYTES))
-        elif syntax in uid.JPEG2000TransferSyntaxes:
-            _check_jpeg2000(path, header, file.read(256))
-    file.seek(position)
-    if offsets:
-        return len(offsets) if fragments >= len(offsets) else fragments
-    if fragments == frames or (frames == 1 and fragments >= 1):
-        return frames
-    if fragments < frames:
-        return fragments
-    stream = file.read(MULTI_FRAGMENT_SCAN_BYTES)
-    return sum(1 for _ in generate_frames(_with_empty_table(stream), number_of_frames=frames))
+def stored_bits(path: Path, file: Part10) -> int:
+    """Bits that the values of `read_stored` in colour range over: BitsStored, or those of a palette's entries.
 
+    Args:
+        path: for messages.
+        file: of `open_part10`.
 
-def _check_jpeg(path: Path, header: Dataset, stream: bytes) -> None:
-    """A JPEG or JPEG-LS stream says its size and components in the start of frame (T.81 B.2.2, T.87 C.2.2).
-
-    Decoders go by it and not by the header, so that a stream of another size would give a sheared picture.
+    Raises:
+        SequenceError: the attributes or the palette are not valid.
     """
-    at = 2
-    while stream.startswith(b"\xff\xd8") and at + 10 <= len(stream) and stream[at] == 0xFF:
-        marker, length = stream[at + 1], int.from_bytes(stream[at + 2 : at + 4], "big")
-        if marker in START_OF_FRAME:
-            rows, columns = (int.from_bytes(stream[at + i : at + i + 2], "big") for i in (5, 7))
-            found, stated = (rows, columns, stream[at + 9]), (header.Rows, header.Columns, header.SamplesPerPixel)
-            if found != stated or stream[at + 4] > header.BitsAllocated:
-                raise SequenceError(
-                    bad_value(
-                        path,
-                        "Rows, Columns, SamplesPerPixel",
-                        stated,
-                        f"{found} with {stream[at + 4]} bits, as in the compressed stream",
-                    )
-                )
-            return
-        at += 1 if marker == 0xFF else 2 + length
-
-
-def _check_jpeg2000(path: Path, header: Dataset, codestream: bytes) -> None:
-    """The code stream carries its own sign and precision; where the header differs, one of them is wrong."""
-    found = get_j2k_parameters(codestream) if codestream.startswith(b"\xff\x4f") else {}  # no JP2 boxes in DICOM
-    signed = header.get("PixelRepresentation", 0) == 1
-    if found and (found["is_signed"] != signed or found["precision"] > header.BitsAllocated):
-        raise SequenceError(
-            bad_value(
-                path,
-                "(0028,0103) PixelRepresentation and (0028,0100) BitsAllocated",
-                f"{int(signed)} and {header.BitsAllocated}",
-                f"{int(found['is_signed'])} and at least {found['precision']}, as in the JPEG 2000 code stream",
-            )
-        )
-
-
-def _with_empty_table(stream: bytes) -> bytes:
-    return b"\xfe\xff\x00\xe0\x00\x00\x00\x00" + stream
+    layout = read_layout(path, file)
+    return read_palette(path, file).bits if layout.photometric == PALETTE else layout.stored
 
 
 def read_stored(path: Path, indices: Sequence[int], transfer_syntax: str, colour: bool) -> list[np.ndarray]:
-    """Stored values of chosen frames, each (H, W) or, in colour, (H, W, 3) as RGB.
+    """Stored values of chosen frames, each (H, W) or, in colour, (H, W, 3) as RGB; native byte order, C-contiguous.
+
+    Only these frames are read and decoded. RGB of PALETTE COLOR has the type of the palette's entries, uint8 or
+    uint16; `stored_bits` is its range.
+
+    Args:
+        path: of the file.
+        indices: 0-based.
+        transfer_syntax: as `open_part10` had it when the header was read.
+        colour: False leaves PALETTE COLOR as it is stored.
 
     Raises:
-        SequenceError: the decoder broke down.
-        Exception: whatever pydicom and the decoder raise; the caller translates.
+        SequenceError: no such frame, the file changed, or the decoder broke down.
+        Exception: whatever the decoder raises; the caller translates.
     """
-    plugin = DECODERS.get(transfer_syntax, "")  # type: ignore[call-overload]
-    read = decode_apart if plugin == "gdcm" else decode
-    decoded = read(path, list(indices), not colour, plugin)
-    if len(decoded) != len(indices):
-        raise SequenceError(bad_value(path, "decoded frames", len(decoded), str(len(indices))))
-    return decoded
+    with open_part10(path) as file:
+        if file.syntax != transfer_syntax:
+            found = numeric_uid(file.syntax)
+            raise SequenceError(bad_value(path, "(0002,0010) TransferSyntaxUID", found, "what it was before"))
+        layout = read_layout(path, file)
+        frames = _number_of_frames(file)
+        outside = [index for index in indices if not 0 <= index < frames]
+        if outside:
+            raise SequenceError(bad_value(path, "frame", outside[0], f"0 to {frames - 1}"))
+        if file.syntax in NATIVE:
+            _check_native(path, file, layout, frames)
+            decoded = [layout.stored_values(_native_frame(file, layout, index)) for index in indices]
+        else:
+            spans = _encapsulated(path, file, layout, frames)
+            decoded = [_decoded_frame(path, file, layout, spans[index]) for index in indices]
+        if not colour:
+            return decoded
+        if layout.photometric == PALETTE:
+            palette = read_palette(path, file)
+            return [palette.to_rgb(frame) for frame in decoded]
+        # Pillow hands over RGB already
+        is_ybr = layout.photometric in YBR and DECODERS.get(file.syntax) != "pillow"
+        return [convert_color_space(frame, "YBR_FULL", "RGB") if is_ybr else frame for frame in decoded]
+
+
+def read_layout(path: Path, file: Part10) -> PixelLayout:
+    """The Image Pixel attributes of a file, checked.
+
+    Raises:
+        SequenceError: absent, outside what DICOM allows, or a combination no image has.
+    """
+    if file.syntax not in NATIVE and file.syntax not in DECODERS:
+        names = ", ".join(sorted(uid.UID(known).name for known in (*NATIVE, *DECODERS)))
+        raise SequenceError(
+            bad_value(path, "(0002,0010) TransferSyntaxUID", numeric_uid(file.syntax), f"one of {names}")
+        )
+    rows, columns = (_number(path, file, tag, keyword) for tag, keyword in ((0x10, "Rows"), (0x11, "Columns")))
+    samples = _number(path, file, 0x02, "SamplesPerPixel", (1, 3), default=1)
+    photometric = file.text(0x00280004)
+    if SAMPLES.get(photometric) != samples or (photometric in ("YBR_ICT", "YBR_RCT") and file.syntax in NATIVE):
+        known = photometric if photometric in SAMPLES else "another value"
+        field = "(0028,0004) PhotometricInterpretation with SamplesPerPixel"
+        allowed = f"one of {', '.join(f'{name} with {number}' for name, number in SAMPLES.items())}"
+        raise SequenceError(bad_value(path, field, f"{known} with {samples}", allowed))
+    allocated = _number(path, file, 0x100, "BitsAllocated", (8, 16))
+    stored = _number(path, file, 0x101, "BitsStored", range(1, allocated + 1))
+    _number(path, file, 0x102, "HighBit", (stored - 1,), default=stored - 1)
+    signed = _number(path, file, 0x103, "PixelRepresentation", (0, 1), default=0) == 1
+    by_plane = samples == 3 and _number(path, file, 0x06, "PlanarConfiguration", (0, 1), default=0) == 1
+    if photometric in YBR and allocated != 8:
+        raise SequenceError(bad_value(path, "(0028,0100) BitsAllocated", allocated, f"8 in {photometric}"))
+    if photometric == "YBR_FULL_422" and file.syntax in NATIVE and columns % 2:
+        raise SequenceError(bad_value(path, "(0028,0011) Columns", columns, "an even number in YBR_FULL_422"))
+    return PixelLayout(rows, columns, samples, allocated, stored, signed, by_plane, photometric)
+
+
+def _number(
+    path: Path, file: Part10, element: int, keyword: str, allowed: Sequence[int] = range(1, 65536), default: int = 0
+) -> int:
+    """An unsigned 16 bit attribute of group 0028."""
+    data = file.value(0x00280000 | element, 2**10)
+    order = "big" if file.syntax == uid.ExplicitVRBigEndian else "little"
+    number = int.from_bytes(data, order) if len(data) == 2 else default if not data else None  # type: ignore[arg-type]
+    if number is None or number not in allowed:
+        found = f"{len(data)} bytes" if number is None else number if data else "absent"
+        choice = " or ".join(map(str, allowed)) if len(allowed) < 3 else f"{allowed[0]} to {allowed[-1]}"
+        raise SequenceError(bad_value(path, f"(0028,{element:04X}) {keyword}", found, choice))
+    return number
+
+
+def _number_of_frames(file: Part10) -> int:
+    text = file.text(0x00280008)
+    return int(text) if text.isascii() and text.isdigit() else 1
+
+
+def _check_native(path: Path, file: Part10, layout: PixelLayout, frames: int) -> None:
+    pixels = file.elements[PIXEL_DATA]
+    left, expected = file.size - pixels.start, layout.native_bytes * frames
+    if pixels.length == UNDEFINED:
+        raise SequenceError(bad_value(path, PIXEL_DATA_NAME, "of undefined length", f"{expected} bytes, uncompressed"))
+    if pixels.length > left:
+        raise SequenceError(bad_value(path, PIXEL_DATA_NAME, f"cut off after {left} bytes", f"{pixels.length} bytes"))
+    if pixels.length in (expected, expected + expected % 2):
+        return
+    found, rest = divmod(pixels.length, layout.native_bytes)
+    if found and rest <= layout.native_bytes * found % 2:
+        allowed = f"{found}, the frames in the pixel data"
+        raise SequenceError(bad_value(path, "(0028,0008) NumberOfFrames", frames, allowed))
+    allowed = f"{expected}, which is Rows x Columns x samples x bytes x {frames} frames"
+    raise SequenceError(bad_value(path, PIXEL_DATA_NAME, f"{pixels.length} bytes", allowed))
+
+
+def _encapsulated(path: Path, file: Part10, layout: PixelLayout, frames: int) -> list[list[Span]]:
+    pixels = file.elements[PIXEL_DATA]
+    if pixels.length != UNDEFINED:
+        found = f"of a stated length, {pixels.length} bytes"
+        raise SequenceError(bad_value(path, PIXEL_DATA_NAME, found, "fragments, as its transfer syntax has"))
+    return frame_fragments(path, file, pixels.start, layout, frames)
+
+
+def _native_frame(file: Part10, layout: PixelLayout, index: int) -> np.ndarray:
+    """Samples of one uncompressed frame."""
+    pixels, length = file.elements[PIXEL_DATA], layout.native_bytes
+    big = file.syntax == uid.ExplicitVRBigEndian
+    start = index * length
+    if big and layout.allocated == 8 and pixels.vr == "OW":  # PS3.5 8.1.1: bytes in words, swapped with them
+        first = start % 2
+        file.seek(pixels.start + start - first)
+        words = np.frombuffer(file.read(first + length + (first + length) % 2), ">u2")
+        return pixels_of(words.astype("<u2").tobytes()[first : first + length], layout)
+    file.seek(pixels.start + start)
+    return pixels_of(file.read(length), layout, ">" if big else "<")
+
+
+def _decoded_frame(path: Path, file: Part10, layout: PixelLayout, spans: list[Span]) -> np.ndarray:
+    """Stored values of one compressed frame."""
+    check_frame(path, file, spans, layout)
+    decoder = DECODERS[file.syntax]
+    is_coded = decoder not in ("rle", "numpy", "zlib")
+    precision = frame_header(path, file, spans).precision if is_coded else layout.allocated
+    samples = decode(path, decoder, read_frame(file, spans), layout, precision)
+    if samples.shape != layout.shape:
+        raise SequenceError(bad_value(path, "decoded frame", samples.shape, f"{layout.shape}, as the header says"))
+    return layout.stored_values(samples, precision, is_lossy(file.syntax))
