@@ -52,7 +52,10 @@ def is_logarithmic(header: SequenceHeader) -> bool:
 
 
 def mask_frames(
-    header: SequenceHeader, indices: Iterable[int], subtraction: str, pre_contrast: Sequence[int] | None = None
+    header: SequenceHeader,
+    indices: Iterable[int],
+    subtraction: str,
+    pre_contrast: Sequence[int] | np.ndarray | None = None,
 ) -> list[FrameMask]:
     """The mask of each chosen frame; an empty list where the sequence stays as it is.
 
