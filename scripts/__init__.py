@@ -6,19 +6,40 @@ Imports point from the end of this list to its beginning, never back.
     errors         exceptions and the one form of a message
     overrides      command line of a workflow -> refused, if it names an unknown id
 
-    sequences/     files -> frames
-      phantom      seed -> synthetic exams as DICOM, labels.csv (phantom_ffa, phantom_xa: their pixels)
-      labels       items, labels.csv -> labelled items, task, splits with patients kept apart
-      collect      folder, labels.csv -> runs grouped from headers, datalist.json
-      files        file, folder or list -> the DICOM files in it
+    dicom/         DICOM files -> header, stored values
+      header       what is known of a sequence before its pixels are decoded, whatever holds it
+      part10       path -> a stream that pydicom reads; its many errors -> SequenceError
+      files        file, folder, list or DICOMDIR -> the DICOM files in it
       times        timing attributes -> frame_times_ms (T,), order of files
+      functional   functional groups of enhanced objects -> attributes of each frame
+      display      VOI, shutters, mask subtraction as the exam asks for them
       decoding     file, indices -> decoded frames; a decoder that can break down runs in a child
       pixels       header, file -> checked pixel data -> stored values of chosen frames
-      dicom        file, folder or list -> SequenceHeader -> stored frames (T, H, W)
-      frames       stored frames -> grey, resized, normalised (T, H, W) -> encoder input (T, 3, H, W)
-      transforms   the same as MONAI MapTransforms
-      datalist     datalist.json -> checked items, task
+      sequence     file, folder or list -> SequenceHeader -> stored frames (T, H, W)
+
+    sequences/     any container -> frames -> encoder input
+      phantom      seed -> synthetic exams as DICOM, labels.csv (phantom_ffa, phantom_xa: their pixels)
+      nifti        4D NIfTI -> SequenceHeader -> stored frames
+      images       PNG, JPEG, TIFF frames, times.csv -> SequenceHeader -> stored frames
+      video        MP4, AVI -> SequenceHeader -> stored frames
+      reader       any of these or DICOM -> SequenceHeader -> stored frames
+      choice       frame times -> indices of the frames to use
+      bolus        thumbnails -> contrast in each frame, its peak, the frames before it
+      subtraction  frames -> frames minus their mask (DSA)
+      geometry     shutter, collimator, black border, panels -> the part that is shown
+      intensity    stored values -> brightness (T, H, W) in [0, 1], one scale a sequence
+      frames       brightness -> resized -> encoder input (T, 3, H, W)
+      transforms   all of these as MONAI MapTransforms
+      augmentation MONAI's random transforms that move all frames alike
       dataset      items -> encoder input, bad exams marked and passed on
+
+    datalists/     folders, labels -> datalist -> checked items
+      labels       items, labels.csv -> labelled items, task, splits with patients kept apart
+      collect      folder, labels.csv -> runs grouped from headers, datalist.json
+      datalist     datalist.json -> checked items, task
+      layouts      folders as public sets lay them out -> items
+      check        datalist -> what is readable, balanced, leaking, suspicious
+      sheet        the same as a page with pictures
 
     networks/      tensors -> tensors
       encoder      frames (N, 3, H, W) -> features (N, D), any timm backbone

@@ -49,13 +49,12 @@ def run_demo(output_dir: str, num_patients: int, seed: int) -> None:
     print(f"{path}, digest {digest[:16]}")
 
     places = ["--dataset_dir", str(data), "--output_dir", str(out / "output")]
-    size = ["--image_size", str(IMAGE_SIZE)]
     print("\n3. Every frame through the frozen encoder, once")
-    _workflow(["cache_features.yaml"], [*places, *size])
+    _workflow(["cache_features.yaml"], [*places, "--image_size", str(IMAGE_SIZE)])
     print("\n4. The temporal head on the stored features")
-    _workflow(["train.yaml"], [*places, *size, "--seed", str(seed)])
+    _workflow(["train.yaml"], [*places, "--seed", str(seed)])
     print("\n5. Held-out patients, beside the controls (synthetic)")
-    _workflow(["train.yaml", "evaluate.yaml"], [*places, *size, "--seed", str(seed)])
+    _workflow(["train.yaml", "evaluate.yaml"], [*places, "--seed", str(seed)])
     print("\n6. Predictions for one patient's exams, straight from DICOM")
     patient = sorted((data / "exams").iterdir())[0]
     _workflow(["inference.yaml"], ["--input", str(patient), "--output_dir", str(out / "output")])

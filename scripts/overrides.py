@@ -30,6 +30,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     **dict.fromkeys(("max_frames", "image_size", "chunk_frames", "max_sequence_bytes", "num_resamples"), (1, None)),
     **dict.fromkeys(("dropout", "frame_dropout", "label_smoothing"), (0.0, 0.99)),
     **dict.fromkeys(("lower_percentile", "upper_percentile"), (0.0, 100.0)),
+    "every_ms": (0.001, None),
     "learning_rate": (1e-9, 1e3),
     "weight_decay": (0.0, None),
     "seed": (0, 2**32 - 1),

@@ -85,27 +85,16 @@ def test_files_stay_within_their_lengths():
         assert len((CONFIGS / f"{name}.yaml").read_text().splitlines()) <= 50, name
 
 
-def test_preprocessing_is_the_same_in_every_workflow():
-    lists = []
-    for name in WORKFLOWS:
-        transforms = load(name)["preprocessing"]["transforms"]
-        transforms[0].pop("max_sequence_bytes", None)  # a limit, which changes no value
-        lists.append(transforms)
-    assert lists[0] == lists[1] == lists[2]
+def test_preprocessing_is_the_same_in_caching_and_inference():
+    cache, inference = (load(name)["preprocessing"]["transforms"] for name in ("cache_features", "inference"))
+    assert len(cache) == 5
+    assert cache == inference
 
 
-def test_knobs_that_name_the_store_are_the_same_in_caching_and_training():
-    cache, train = knobs("cache_features"), knobs("train")
-    shared = cache.keys() & train.keys()
-    assert {
-        "encoder_name",
-        "encoder_weights",
-        "image_size",
-        "frame_choice",
-        "max_frames",
-        "precision",
-    } <= shared
-    assert {key: cache[key] for key in shared} == {key: train[key] for key in shared}
+def test_settings_kept_with_the_features_are_the_knobs_that_decide_them():
+    kept = load("cache_features")["settings"]
+    assert kept == {name: f"@{name}" for name in kept}
+    assert knobs("cache_features").keys() - kept.keys() == {"max_sequence_bytes", "chunk_frames", "device", "progress"}
 
 
 def test_nominal_card_agrees_with_metadata_and_training_defaults():
@@ -116,13 +105,15 @@ def test_nominal_card_agrees_with_metadata_and_training_defaults():
     assert image["spatial_shape"] == [3, NOMINAL["image_size"], NOMINAL["image_size"]]
     assert list(pred["channel_def"].values()) == NOMINAL["classes"]
     assert pred["num_channels"] == len(NOMINAL["classes"])
-    train = load("train")
-    for key in NOMINAL.keys() & train.keys():
-        assert train[key] == NOMINAL[key], key
+    defaults = load("cache_features") | load("train")
+    shared = NOMINAL.keys() & defaults.keys()
+    assert len(shared) == len(NOMINAL) - 2  # task_type and classes come from the datalist
+    for key in shared:
+        assert defaults[key] == NOMINAL[key], key
 
 
 def test_card_written_by_training_has_all_that_inference_reads():
-    assert NOMINAL.keys() <= load("train")["card"].keys()
+    assert NOMINAL.keys() <= load("cache_features")["settings"].keys() | load("train")["trained"].keys()
     read = {m for e in expressions(load("inference")) for m in re.findall(r"@card\['(\w+)'\]", e)}
     assert read == NOMINAL.keys()
 

@@ -13,12 +13,19 @@ from torch import nn
 
 from scripts.errors import RunFailedError
 from scripts.features.extract import cache_features, entry_key
-from scripts.features.fingerprint import describe, make_fingerprint, open_store
+from scripts.features.fingerprint import describe, make_fingerprint, require_encoder
 from scripts.features.store import FeatureStore
 from scripts.keys import FRAME_INDICES, FRAME_TIMES, FRAMES, IMAGE, SOURCE
 from scripts.networks.encoder import FrameEncoder
 from scripts.networks.weights import load_into
-from scripts.sequences.transforms import LoadSequenced, NormaliseSequenced, ResizeFramesd, ToEncoderInputd
+from scripts.sequences.transforms import (
+    LoadSequenced,
+    RandLoadSequenced,
+    ResizeFramesd,
+    ShowRegiond,
+    ToEncoderInputd,
+    WindowSequenced,
+)
 from tests.exams import item_of, write_exam
 
 
@@ -38,8 +45,9 @@ def preprocessing_of(image_size: int = 32, max_frames: int = 16) -> Compose:
     return Compose(
         [
             LoadSequenced(max_frames=max_frames),
+            ShowRegiond(),
+            WindowSequenced(),
             ResizeFramesd(image_size=image_size),
-            NormaliseSequenced(),
             ToEncoderInputd(),
         ]
     )
@@ -238,7 +246,7 @@ def test_another_image_size_is_refused_naming_the_field_with_both_values(items, 
         ({"precision": "bfloat16"}, "precision"),
     ],
 )
-def test_training_from_a_store_of_other_features_is_refused_naming_the_field(items, folder, change, field):
+def test_store_of_other_features_is_refused_naming_the_field(items, folder, change, field):
     made = {
         "encoder_name": "counting",
         "encoder_digest": "0",
@@ -246,9 +254,9 @@ def test_training_from_a_store_of_other_features_is_refused_naming_the_field(ite
         "precision": "float32",
     }
     run(items, folder)
-    assert len(open_store(folder, make_fingerprint(**made))) == 3
+    assert len(FeatureStore.open(folder, make_fingerprint(**made))) == 3
     with pytest.raises(ValueError, match=f"{field} is .* in the store"):
-        open_store(folder, make_fingerprint(**made | change))
+        FeatureStore.open(folder, make_fingerprint(**made | change))
 
 
 def test_store_of_other_decoders_is_refused_to_who_writes_and_open_to_who_trains(items, folder, monkeypatch):
@@ -256,8 +264,37 @@ def test_store_of_other_decoders_is_refused_to_who_writes_and_open_to_who_trains
     monkeypatch.setattr("scripts.features.fingerprint.decoder_versions", lambda: {"pydicom": "0.0"})
     with pytest.raises(ValueError, match=r"decoders\.pydicom is .* in the store, \"0\.0\" wanted"):
         run(items, folder)
-    fingerprint = make_fingerprint("counting", "0", preprocessing_of(), "float32")
-    assert len(open_store(folder, fingerprint)) == 3
+    assert len(FeatureStore.open(folder)) == 3
+
+
+def test_settings_are_kept_with_the_features_and_compared_with_nothing(items, folder):
+    made = make_fingerprint("counting", "0", preprocessing_of(), "float32", {"image_size": 32})
+    cache_features(items, preprocessing_of(), CountingEncoder(), folder, made, "cpu", progress=False)
+    assert FeatureStore.open(folder).settings == {"image_size": 32}
+    other = make_fingerprint("counting", "0", preprocessing_of(), "float32", {"image_size": 64})
+    again = FeatureStore.open(folder, other)
+    assert (len(again), again.settings) == (3, {"image_size": 32})
+    assert again.digest == FeatureStore.open(folder).digest
+
+
+def test_store_without_settings_is_refused_to_who_follows_them(items, folder):
+    run(items, folder)
+    with pytest.raises(ValueError, match="settings is absent, needs the knobs the features were made with"):
+        FeatureStore.open(folder).settings  # noqa: B018
+
+
+def test_encoder_of_another_digest_than_the_features_is_refused(items, folder):
+    run(items, folder)
+    store = FeatureStore.open(folder)
+    require_encoder(store, "0")
+    with pytest.raises(ValueError, match="digest of encoder_weights is 1, needs 0"):
+        require_encoder(store, "1")
+
+
+@pytest.mark.parametrize("transform", [RandLoadSequenced(), mt.RandFlipd(IMAGE), Compose([mt.RandZoomd(IMAGE)])])
+def test_random_preprocessing_cannot_be_cached(transform):
+    with pytest.raises(ValueError, match=r"transform is Rand.*, needs transforms without randomness"):
+        make_fingerprint("counting", "0", Compose([transform]), "float32")
 
 
 def test_unknown_precision_is_refused_with_those_there_are():
@@ -266,9 +303,16 @@ def test_unknown_precision_is_refused_with_those_there_are():
 
 
 OURS = {
-    LoadSequenced: {"frame_choice": "all", "max_frames": 7},
+    LoadSequenced: {
+        "frame_choice": "all",
+        "max_frames": 7,
+        "every_ms": 7.0,
+        "phase_bounds_s": (7.0,),
+        "subtraction": "none",
+    },
+    ShowRegiond: {"border": "crop", "panel": "left"},
     ResizeFramesd: {"image_size": 7},
-    NormaliseSequenced: {"lower_percentile": 7.0, "upper_percentile": 90.0},
+    WindowSequenced: {"window": "voi", "lower_percentile": 7.0, "upper_percentile": 90.0},
     ToEncoderInputd: {},
 }
 
@@ -280,7 +324,7 @@ def test_description_tells_every_setting_of_every_transform_of_ours_apart():
             assert describe(transform(**{name: value})) != describe(transform()), name
             compared += 1
         assert describe(transform()) == describe(transform()) == json.loads(json.dumps(describe(transform())))
-    assert compared == 5
+    assert compared == 11
     used = {type(transform) for transform in preprocessing_of().transforms}
     assert used == set(OURS)
 

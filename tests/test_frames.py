@@ -5,54 +5,19 @@ import random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from scripts.errors import SequenceError
 from scripts.sequences.frames import (
     check_indices,
     check_times,
-    choose_frames,
-    normalise_sequence,
     resize_frames,
     to_encoder_input,
-    to_grey,
 )
 from tests.conftest import assert_message
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 1000 + 50
-
-
-@given(num_frames=st.integers(1, 2000), max_frames=st.integers(1, 300))
-@settings(max_examples=200, deadline=None)
-def test_choose_frames_uniform_keeps_first_and_last_and_even_steps(num_frames, max_frames):
-    chosen = choose_frames(num_frames, "uniform", max_frames)
-    assert chosen.dtype == np.int64
-    assert len(chosen) == min(num_frames, max_frames)
-    assert chosen[0] == 0
-    assert max_frames == 1 or chosen[-1] == num_frames - 1
-    steps = np.diff(chosen)
-    assert (steps >= 1).all()
-    assert steps.size == 0 or steps.max() - steps.min() <= 1
-
-
-def test_choose_frames_all_ignores_max_frames():
-    np.testing.assert_array_equal(choose_frames(7, "all", 3), np.arange(7))
-
-
-@pytest.mark.parametrize("max_frames", [0, -1, 2.0, "20", None, True])
-def test_choose_frames_of_a_wrong_max_frames_is_refused(max_frames):
-    with pytest.raises(ValueError) as refused:
-        choose_frames(7, "uniform", max_frames)
-    assert_message(refused.value, "max_frames", max_frames, "at least 1")
-
-
-def test_choose_frames_of_an_unknown_choice_is_refused():
-    with pytest.raises(ValueError) as refused:
-        choose_frames(7, "random", 3)
-    assert_message(refused.value, "frame_choice", "random", "uniform")
 
 
 @pytest.mark.parametrize("frames", [[0], [6], [0, 3, 6], list(range(7))])
@@ -108,32 +73,6 @@ def test_check_times_that_do_not_fit_the_frames_are_refused(times):
     assert_message(refused.value, "exam/run.dcm", "frame_times_ms", "3 numbers")
 
 
-@pytest.mark.parametrize("bits", [8, 10, 12, 16])
-def test_to_grey_of_monochrome1_inverts_to_monochrome2(bits):
-    dtype = np.uint8 if bits == 8 else np.uint16
-    bright = np.random.default_rng(0).integers(0, 2**bits, (3, 5, 4)).astype(dtype)
-    stored = (2**bits - 1 - bright.astype(np.int64)).astype(dtype)
-    grey = to_grey(stored, "MONOCHROME1", bits)
-    assert grey.dtype == torch.float32
-    torch.testing.assert_close(grey, to_grey(bright, "MONOCHROME2", bits), rtol=0, atol=0)
-    assert grey.numpy().astype(np.int64).tolist() == bright.tolist()
-
-
-def test_to_grey_leaves_the_stored_array_as_it_was():
-    stored = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
-    before = stored.copy()
-    to_grey(stored, "MONOCHROME1", 8).add_(1)
-    to_grey(stored, "MONOCHROME2", 8)
-    np.testing.assert_array_equal(stored, before)
-
-
-def test_to_grey_of_rgb_with_equal_channels_is_that_channel():
-    grey = np.random.default_rng(0).integers(0, 256, (3, 5, 4)).astype(np.uint8)
-    result = to_grey(np.repeat(grey[..., None], 3, axis=-1), "RGB", 8)
-    assert result.shape == (3, 5, 4)
-    np.testing.assert_allclose(result.numpy(), grey, rtol=1e-6, atol=1e-4)
-
-
 @pytest.mark.parametrize("num_frames", [1, 2, 20, 200])
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (33, 97), (1, 50), (301, 3)])
 @pytest.mark.parametrize("image_size", [14, 31])
@@ -180,56 +119,6 @@ def test_resize_frames_treats_a_frame_alone_as_among_others():
         torch.testing.assert_close(resize_frames(frames[t : t + 1], 21)[0], together[t])
 
 
-def test_normalise_sequence_has_one_scale_so_ratios_of_frame_means_survive():
-    frames = torch.stack([noise(16, 16) * gain for gain in (1.0, 2.0, 4.0)])
-    frames[0, 0, 0] = 0.0  # with the percentiles 0 and 100, zero stays zero and ratios stay exact
-    scaled = normalise_sequence(frames, 0.0, 100.0)
-    means, scaled_means = frames.mean(dim=(1, 2)), scaled.mean(dim=(1, 2))
-    torch.testing.assert_close(scaled_means / scaled_means[0], means / means[0])
-    assert scaled_means[2] > 3.9 * scaled_means[0]
-
-
-def test_normalise_sequence_of_two_percentiles_is_one_line_clipped():
-    frames = noise(4, 20, 20)
-    low, high = np.percentile(frames.numpy(), (5, 95))
-    scaled = normalise_sequence(frames, 5.0, 95.0)
-    torch.testing.assert_close(scaled, ((frames - float(low)) / float(high - low)).clamp(0, 1))
-    assert scaled.min() == 0 and scaled.max() == 1
-
-
-@pytest.mark.parametrize(("gain", "offset"), [(2.0, 0.0), (0.25, 300.0), (16.0, -40.0)])
-def test_normalise_sequence_does_not_depend_on_stored_units(gain, offset):
-    frames = noise(4, 20, 20)
-    torch.testing.assert_close(
-        normalise_sequence(frames * gain + offset, 0.5, 99.5),
-        normalise_sequence(frames, 0.5, 99.5),
-        rtol=0,
-        atol=1e-4,
-    )
-
-
-def test_normalise_sequence_of_one_bright_pixel_still_tells_it_apart():
-    frames = torch.zeros(2, 50, 50)
-    frames[1, 3, 3] = 9.0
-    scaled = normalise_sequence(frames, 0.5, 99.5)
-    assert scaled[1, 3, 3] == 1
-    assert scaled.sum() == 1
-
-
-@pytest.mark.parametrize("value", [0.0, 255.0])
-def test_normalise_sequence_of_equal_pixels_is_refused(value):
-    with pytest.raises(SequenceError) as refused:
-        normalise_sequence(torch.full((3, 4, 4), value), 0.5, 99.5)
-    assert_message(refused.value, "sequence", "pixel values", f"all {value:g}", "two different values")
-
-
-@pytest.mark.parametrize("percentiles", [(-1, 99), (5, 5), (99, 1), (0, 101)])
-def test_normalise_sequence_of_impossible_percentiles_is_refused(percentiles):
-    with pytest.raises(ValueError) as refused:
-        normalise_sequence(noise(2, 4, 4), *percentiles)
-    assert_message(refused.value, "percentiles", percentiles, "lower_percentile")
-
-
 @pytest.mark.parametrize("num_frames", [1, 5, 200])
 def test_to_encoder_input_is_three_equal_channels_from_minus_one_to_one(num_frames):
     frames = torch.linspace(0, 1, num_frames * 6).reshape(num_frames, 2, 3)
@@ -245,8 +134,7 @@ def test_frame_arithmetic_leaves_inputs_and_global_random_state_alone():
     frames = noise(3, 20, 15)
     before = frames.clone()
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
-    choose_frames(40, "uniform", 7)
-    to_encoder_input(normalise_sequence(resize_frames(frames, 14), 0.5, 99.5))
+    to_encoder_input(resize_frames(frames, 14))
     torch.testing.assert_close(frames, before, rtol=0, atol=0)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002

@@ -46,7 +46,7 @@ class MaskStep:
     operation: str  # AVG_SUB or TID
     mask_frames: tuple[int, ...] = ()  # AVG_SUB: their mean is the mask
     frame_ranges: tuple[tuple[int, int], ...] = ()  # first and last frame it applies to; empty: to all
-    shift: tuple[float, float] = (0.0, 0.0)  # MaskSubPixelShift: rows, columns the mask is moved by
+    shift: tuple[float, float] = (0.0, 0.0)  # MaskSubPixelShift: the mask moves: rows downwards, columns to the left
     tid_offset: int = 1  # TID: the mask of frame t is frame t - tid_offset
 
 
@@ -73,6 +73,7 @@ class SequenceHeader:
     shutters: tuple[Shutter, ...] = ()
     mask_steps: tuple[MaskStep, ...] = ()
     padding: tuple[int, int] | None = None  # stored values, lowest and highest, that mark pixels without content
+    subtracted: bool = False  # the values that travel with this header are differences to a mask
 
     @property
     def modality(self) -> str:

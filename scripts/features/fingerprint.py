@@ -7,18 +7,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.transforms import Compose, Randomizable
 from torch import Tensor
 
 from scripts.dicom.pixels import decoder_versions
 from scripts.errors import bad_value
-from scripts.features.store import FeatureStore
+from scripts.features.store import SETTINGS, FeatureStore
 
-PREPROCESSING_VERSION = 1  # raise it when a change in scripts/sequences changes what the encoder sees
+PREPROCESSING_VERSION = 2  # raise it when a change in scripts/sequences changes what the encoder sees
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 NOT_VALUES = ("keys", "allow_missing_keys", "max_sequence_bytes", "R")  # names, limits, random state
 
 
-def make_fingerprint(encoder_name: str, encoder_digest: str, preprocessing: Callable, precision: str) -> dict[str, Any]:
+def make_fingerprint(
+    encoder_name: str,
+    encoder_digest: str,
+    preprocessing: Callable,
+    precision: str,
+    settings: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """The fingerprint of a store.
 
     Args:
@@ -26,20 +33,28 @@ def make_fingerprint(encoder_name: str, encoder_digest: str, preprocessing: Call
         encoder_digest: of the weights.
         preprocessing: MONAI Compose from item to encoder input.
         precision: of the encoder's arithmetic, a key of `PRECISIONS`.
+        settings: the same in the names of the workflow's knobs, kept beside the fingerprint for training and inference.
 
     Raises:
-        ValueError: unknown precision, or a transform whose settings cannot be told.
+        ValueError: unknown precision, a random transform, or one whose settings cannot be told.
     """
     if precision not in PRECISIONS:
         allowed = f"one of {', '.join(PRECISIONS)}"
         raise ValueError(bad_value("configuration", "precision", precision, allowed))
     transforms: list[Callable] = preprocessing.transforms  # type: ignore[attr-defined]
+    flat = Compose(transforms).flatten().transforms
+    drawn = next((type(t).__name__ for t in flat if isinstance(t, Randomizable)), None)
+    if drawn is not None:
+        raise ValueError(
+            bad_value("preprocessing", "transform", drawn, "transforms without randomness: features are kept")
+        )
     steps = {f"{i} {type(t).__name__}": describe(t) for i, t in enumerate(transforms, 1)}
     return {
         "encoder": {"name": encoder_name, "digest": encoder_digest},
         "preprocessing": {"version": PREPROCESSING_VERSION, **steps},
         "precision": precision,
         "decoders": decoder_versions(),
+        SETTINGS: settings,
     }
 
 
@@ -79,10 +94,14 @@ def describe(value: Any) -> Any:
     return {"class": type(value).__qualname__, **{k: describe(v) for k, v in settings.items()}}
 
 
-def open_store(features_dir: str | Path, fingerprint: dict[str, Any]) -> FeatureStore:
-    """The store to train from, refused if it was made with another encoder, preprocessing or precision.
+def require_encoder(store: FeatureStore, encoder_digest: str) -> None:
+    """Refuse to go on with an encoder that is not the one that made the features.
 
-    Decoder versions are left out of the comparison: whoever trains does not decode.
+    Raises:
+        ValueError: its weights have another digest.
     """
-    stored = FeatureStore.open(Path(features_dir)).fingerprint
-    return FeatureStore.open(Path(features_dir), {**fingerprint, "decoders": stored.get("decoders")})
+    made_with = store.fingerprint["encoder"]["digest"]
+    if encoder_digest != made_with:
+        way_out = "Name the weights the features were made with, or cache them again."
+        allowed = f"{made_with[:16]}, as in {store.path}"
+        raise ValueError(bad_value("configuration", "digest of encoder_weights", encoder_digest[:16], allowed, way_out))

@@ -1,10 +1,11 @@
 """Frame features on disk: what one encoder run leaves and every training epoch reads.
 
 A store is a folder. `fingerprint.json` says what its features were made with; a store of another fingerprint
-is refused. `rank{r}-{n}.safetensors` are the shards, which alone are the truth: each appears whole or not at
-all, and opening a store reads their headers. `manifest.json` lists the entries for people and tools; it is
-derived and never read here. An entry's key is the digest of the source bytes and the frame choice, so a store
-holds no path, name or label.
+is refused. Beside it in that file stand the `settings` of the workflow that made the store, which training and
+inference follow and which nothing is compared with. `rank{r}-{n}.safetensors` are the shards, which alone are
+the truth: each appears whole or not at all, and opening a store reads their headers. `manifest.json` lists the
+entries for people and tools; it is derived and never read here. An entry's key is the digest of the source
+bytes and the frame choice, so a store holds no path, name or label.
 """
 
 import hashlib
@@ -36,6 +37,7 @@ from scripts.features.shards import (
 
 FINGERPRINT_FILE = "fingerprint.json"
 MANIFEST_FILE = "manifest.json"
+SETTINGS = "settings"  # the field of the file that is no part of the fingerprint
 # Linux allows 65,530 mappings a process; past this many the shard mapped first is let go.
 _MAX_MAPPED_SHARDS = 16_384
 
@@ -105,7 +107,7 @@ class FeatureStore:
                 f"{target}: cannot be read ({error}). Delete the folder {path} and run: {CACHE_COMMAND}"
             ) from None
         if fingerprint is not None:
-            differences = _differences(stored, json.loads(_canonical(fingerprint)))
+            differences = _differences(_compared(stored), json.loads(_canonical(_compared(fingerprint))))
             if differences:
                 raise ValueError(
                     f"{path}: this store was made with other settings: {'; '.join(differences)}. "
@@ -116,7 +118,21 @@ class FeatureStore:
     @property
     def digest(self) -> str:
         """SHA-256 of the fingerprint as canonical JSON, 64 hex digits."""
-        return hashlib.sha256(_canonical(self.fingerprint)).hexdigest()
+        return hashlib.sha256(_canonical(_compared(self.fingerprint))).hexdigest()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the workflow that made the store was told of encoder and input, by the names of its knobs.
+
+        Raises:
+            ValueError: the store was made without them.
+        """
+        if not isinstance(self.fingerprint.get(SETTINGS), dict):
+            allowed = "the knobs the features were made with"
+            raise ValueError(
+                bad_value(self.path / FINGERPRINT_FILE, SETTINGS, "absent", allowed, f"Run: {CACHE_COMMAND}")
+            )
+        return self.fingerprint[SETTINGS]
 
     def __contains__(self, key: str) -> bool:
         return key_bytes(key) in self._index
@@ -244,6 +260,11 @@ class StoreWriter:
         """Write what is collected and take no more."""
         self.flush()
         self._closed = True
+
+
+def _compared(fingerprint: dict) -> dict:
+    """The fingerprint without the settings beside it."""
+    return {name: value for name, value in fingerprint.items() if name != SETTINGS}
 
 
 def _canonical(fingerprint: object) -> bytes:

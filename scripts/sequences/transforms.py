@@ -1,40 +1,48 @@
-"""MONAI transforms over `dicom` and `frames`: a datalist item -> encoder input (T, 3, H, W)."""
+"""MONAI transforms over the arithmetic of this folder: a datalist item -> encoder input (T, 3, H, W).
 
-from collections.abc import Hashable, Mapping
+Spatial transforms of MONAI may stand between them: they see (T, H, W), frames as channels, so that one draw moves all
+frames of a sequence alike.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
-from monai.transforms import MapTransform
+from monai.transforms import MapTransform, Randomizable
 
-from scripts.dicom import sequence as dicom
+from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES
 from scripts.keys import FRAME_INDICES, FRAME_TIMES, FRAMES, HEADER, IMAGE
-from scripts.sequences.frames import (
-    check_indices,
-    check_times,
-    choose_frames,
-    normalise_sequence,
-    resize_frames,
-    to_encoder_input,
-    to_grey,
-)
+from scripts.sequences.bolus import pre_contrast, read_curve
+from scripts.sequences.choice import PHASE_BOUNDS_S, FrameChoice, choose_frames, jitter
+from scripts.sequences.frames import check_indices, check_times, resize_frames, to_encoder_input
+from scripts.sequences.geometry import check_geometry, show_region, split_panel
+from scripts.sequences.intensity import check_window, to_values, window_sequence
+from scripts.sequences.reader import read_frames, read_header
+from scripts.sequences.subtraction import check_subtraction, mask_frames, needed_frames, needs_pre_contrast, subtract
 
 
 class LoadSequenced(MapTransform):
-    """Read the chosen frames of a DICOM sequence; only these are decoded.
+    """Read the chosen frames of a sequence, mask subtracted where asked for; only frames that are needed are decoded.
 
-    In:  image: path of a multi-frame file, a folder of single-frame files, or a list of such files;
+    In:  image: path of a file with all frames, a folder of single-frame files, or a list of such files;
          frames (optional): 0-based indices to use instead of `frame_choice`;
          frame_times_ms (optional): one time for each frame of the source, instead of the header's.
-    Out: image (T, H, W) float32, larger is brighter, stored units; frame_times_ms (T,) float32 since the first
-         frame of the sequence, NaN = unknown; frame_indices (T,) int64; header: allow-listed facts.
+    Out: image (T, H, W) float32 in stored units; frame_times_ms (T,) float32 since the first frame of the sequence,
+         NaN = unknown; frame_indices (T,) int64; header: SequenceHeader, which the transforms after this one read.
     No randomness.
 
     Args:
         keys: one key, that of the path.
-        frame_choice: `all` or `uniform`.
-        max_frames: T at most, with `uniform`.
+        frame_choice: of `FrameChoice`, as the next three.
+        max_frames: T at most, of no effect with `all` and `one_per_phase`.
+        every_ms: spacing with `every_ms`.
+        phase_bounds_s: ends of the phases, seconds since the first frame.
+        subtraction: `header`: digital subtraction where the exam asks for it; `bolus`: of every other run too, with
+            the frames before the contrast as mask; `none`.
         max_sequence_bytes: largest decoded size of a whole sequence.
     """
 
@@ -43,12 +51,15 @@ class LoadSequenced(MapTransform):
         keys: KeysCollection = IMAGE,
         frame_choice: str = "uniform",
         max_frames: int = 20,
-        max_sequence_bytes: int = dicom.DEFAULT_MAX_SEQUENCE_BYTES,
+        every_ms: float = 1000.0,
+        phase_bounds_s: Sequence[float] = PHASE_BOUNDS_S,
+        subtraction: str = "header",
+        max_sequence_bytes: int = DEFAULT_MAX_SEQUENCE_BYTES,
     ) -> None:
         super().__init__(keys)
-        choose_frames(1, frame_choice, max_frames)  # a wrong knob is told before the first exam
-        self.frame_choice = frame_choice
-        self.max_frames = max_frames
+        self.choice = FrameChoice(frame_choice, max_frames, every_ms, tuple(phase_bounds_s))
+        check_subtraction(subtraction)
+        self.subtraction = subtraction
         self.max_sequence_bytes = max_sequence_bytes
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -56,19 +67,99 @@ class LoadSequenced(MapTransform):
         for key in self.key_iterator(out):
             source = out[key]
             paths = Path(source) if isinstance(source, (str, Path)) else [Path(path) for path in source]
-            header = dicom.read_header(paths, self.max_sequence_bytes)
+            header = read_header(paths, self.max_sequence_bytes)
+            if out.get(FRAME_TIMES) is not None:
+                header = replace(header, frame_times_ms=check_times(source, out[FRAME_TIMES], header.num_frames))
+            before_contrast = needs_pre_contrast(header, self.subtraction)
+            by_curve = out.get(FRAMES) is None and self.choice.needs_curve(header.num_frames)
+            curve = read_curve(header, read_frames) if before_contrast or by_curve else None
             if out.get(FRAMES) is None:
-                indices = choose_frames(header.num_frames, self.frame_choice, self.max_frames)
+                indices = self.place(
+                    choose_frames(header.frame_times_ms, self.choice, curve, source), header.num_frames
+                )
             else:
                 indices = check_indices(source, out[FRAMES], header.num_frames)
-            stored = dicom.read_frames(header, indices.tolist())
-            out[key] = to_grey(stored, header.photometric, header.bits_stored)  # (T, H, W)
-            times = header.frame_times_ms
-            if out.get(FRAME_TIMES) is not None:
-                times = check_times(source, out[FRAME_TIMES], header.num_frames)
-            out[FRAME_TIMES] = torch.from_numpy(times[indices]).to(torch.float32)
+            mask = pre_contrast(curve) if before_contrast and curve is not None else None
+            masks = mask_frames(header, indices, self.subtraction, mask)
+            decoded = needed_frames(indices, masks)
+            values = to_values(read_frames(header, decoded), header)  # (T and mask frames, H, W)
+            out[key] = subtract(values, decoded, indices, masks, header)  # (T, H, W)
+            out[FRAME_TIMES] = torch.from_numpy(header.frame_times_ms[indices]).to(torch.float32)
             out[FRAME_INDICES] = torch.from_numpy(indices)
-            out[HEADER] = header.facts
+            out[HEADER] = replace(header, subtracted=bool(masks))
+        return out
+
+    def place(self, indices: np.ndarray, num_frames: int) -> np.ndarray:
+        """The frames to use, of those chosen."""
+        return indices
+
+
+class RandLoadSequenced(LoadSequenced, Randomizable):
+    """`LoadSequenced` with temporal jitter, for training the encoder: each chosen frame moves between its neighbours.
+
+    Random: seed it with `set_random_state`; the global state is left alone.
+
+    Args:
+        temporal_jitter: 0 for the chosen frames, 1 for any frame up to half-way to the next one.
+        options: of `LoadSequenced`.
+    """
+
+    def __init__(self, keys: KeysCollection = IMAGE, temporal_jitter: float = 1.0, **options: Any) -> None:
+        super().__init__(keys, **options)
+        self.temporal_jitter = temporal_jitter
+        self.place(np.arange(1), num_frames=1)  # a wrong amount is told before the first exam
+
+    def place(self, indices: np.ndarray, num_frames: int) -> np.ndarray:
+        """The frames chosen, each moved at random."""
+        return jitter(indices, num_frames, self.temporal_jitter, self.R)
+
+
+class ShowRegiond(MapTransform):
+    """Keep what the exam shows: image (T, H, W) in stored units -> (T, h, w), header. No randomness.
+
+    Args:
+        keys: one key.
+        border: what is outside display shutter, collimator and black border: `keep`, `fill` or `crop`.
+        panel: `whole`, or the `left` or `right` half of frames that hold two pictures side by side.
+    """
+
+    def __init__(self, keys: KeysCollection = IMAGE, border: str = "keep", panel: str = "whole") -> None:
+        super().__init__(keys)
+        check_geometry(border, panel)
+        self.border, self.panel = border, panel
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = split_panel(show_region(out[key], out[HEADER], self.border), self.panel)
+        return out
+
+
+class WindowSequenced(MapTransform):
+    """Scale a sequence to brightness in [0, 1]: image (T, H, W) in stored units, header -> same shape. No randomness.
+
+    Args:
+        keys: one key.
+        window: `percentile` of the sequence, `voi` (the exam's own window or table) or `stored` (all that bits hold).
+        lower_percentile: becomes 0.
+        upper_percentile: becomes 1.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = IMAGE,
+        window: str = "percentile",
+        lower_percentile: float = 0.5,
+        upper_percentile: float = 99.5,
+    ) -> None:
+        super().__init__(keys)
+        check_window(window, lower_percentile, upper_percentile)
+        self.window, self.lower, self.upper = window, lower_percentile, upper_percentile
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key] = window_sequence(out[key], out[HEADER], self.window, self.lower, self.upper)
         return out
 
 
@@ -84,22 +175,6 @@ class ResizeFramesd(MapTransform):
             **data,
             **{key: resize_frames(data[key], self.image_size) for key in self.key_iterator(dict(data))},
         }
-
-
-class NormaliseSequenced(MapTransform):
-    """Scale a sequence to [0, 1] between two of its percentiles: image (T, H, W) -> same shape. No randomness."""
-
-    def __init__(
-        self, keys: KeysCollection = IMAGE, lower_percentile: float = 0.5, upper_percentile: float = 99.5
-    ) -> None:
-        super().__init__(keys)
-        self.lower, self.upper = lower_percentile, upper_percentile
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        out = dict(data)
-        for key in self.key_iterator(out):
-            out[key] = normalise_sequence(out[key], self.lower, self.upper)
-        return out
 
 
 class ToEncoderInputd(MapTransform):
