@@ -120,6 +120,15 @@ def test_decoding_starts_at_the_key_frame_before_a_chosen_one(videos):
     assert len(decoded) <= 8  # of 26: from 12 and from 24, the key frames, and a few that are shown just before them
 
 
+def test_runs_of_chosen_frames_start_at_a_key_frame_and_join_where_they_meet():
+    keys = [0, 10, 20]
+    assert video._runs([3, 5], keys) == [(0, [3, 5])]
+    assert video._runs([3, 9, 10, 25], keys) == [(0, [3, 9, 10]), (20, [25])]
+    assert video._runs([3, 15], keys) == [(0, [3]), (10, [15])]
+    assert video._runs([0, 1, 2, 4], [0, 1, 2, 3, 4]) == [(0, [0, 1, 2]), (4, [4])]
+    assert video._runs([2, 12], []) == [(0, [2, 12])]
+
+
 def test_counting_frames_decodes_none(videos):
     with mock.patch.object(video, "_chosen", side_effect=AssertionError):
         assert [read_header(path).num_frames for path in videos.values()] == [NUM_FRAMES] * len(KINDS)

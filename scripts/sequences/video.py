@@ -7,9 +7,9 @@ Of a video only size, kind of pixel and presentation times are read; titles, pla
 """
 
 import importlib
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -138,17 +138,22 @@ def _opened(path: Path) -> Iterator[tuple[Any, Any]]:
 
 
 def _stamps(path: Path, container: Any, stream: Any) -> tuple[list[int], list[int]]:
-    """Presentation time stamps of all frames and of the key frames, ascending, in units of the stream's time base."""
-    packets = [packet for packet in container.demux(stream) if packet.size]
-    kept = [packet for packet in packets if not packet.is_discard]  # outside an edit list: never shown
+    """Presentation time stamps of all frames, ascending, in the stream's time base; which of them are key frames."""
+    kept, found, whole = [], 0, True
+    for packet in container.demux(stream):
+        if packet.size:  # the last has none
+            found, whole = found + 1, whole and not packet.is_corrupt
+            if not packet.is_discard:  # outside an edit list: never shown
+                kept.append((packet.pts, packet.is_keyframe))
     stated = stream.frames  # 0 where the container does not say
-    if not kept or len(packets) < stated or any(packet.is_corrupt for packet in packets):
-        raise SequenceError(bad_value(path, "frames", len(packets), f"{stated or 'at least 1'}, all of them whole"))
-    stamps = sorted(packet.pts for packet in kept if packet.pts is not None)
-    if len(set(stamps)) < len(kept):
-        found = f"known and different for {len(set(stamps))} of {len(kept)} frames"
-        raise SequenceError(bad_value(path, "presentation times", found, "one of its own for each frame"))
-    return stamps, sorted(packet.pts for packet in packets if packet.is_keyframe and packet.pts is not None)
+    if not kept or found < stated or not whole:
+        raise SequenceError(bad_value(path, "frames", found, f"{stated or 'at least 1'}, all of them whole"))
+    known = {stamp for stamp, _ in kept if stamp is not None}
+    if len(known) < len(kept):
+        differ = f"known and different for {len(known)} of {len(kept)} frames"
+        raise SequenceError(bad_value(path, "presentation times", differ, "one of its own for each frame"))
+    kept.sort()
+    return [stamp for stamp, _ in kept], [i for i, (_, is_key) in enumerate(kept) if is_key]
 
 
 def _chosen(path: Path, container: Any, stream: Any, indices: list[int]) -> Iterator[Any]:
@@ -161,10 +166,22 @@ def _chosen(path: Path, container: Any, stream: Any, indices: list[int]) -> Iter
         container.seek(stamps[0], stream=stream)
         yield from _taken(path, indices, enumerate(container.decode(stream)))
         return
-    wanted = [stamps[index] for index in indices]
-    for key, group in groupby(wanted, lambda stamp: max((key for key in keys if key <= stamp), default=stamps[0])):
-        container.seek(key, stream=stream)
-        yield from _taken(path, list(group), ((frame.pts, frame) for frame in container.decode(stream)))
+    for start, run in _runs(indices, keys):
+        container.seek(stamps[start], stream=stream)
+        wanted = [stamps[index] for index in run]
+        yield from _taken(path, wanted, ((frame.pts, frame) for frame in container.decode(stream)))
+
+
+def _runs(indices: list[int], keys: list[int]) -> list[tuple[int, list[int]]]:
+    """Chosen frames that are decoded in one go, each run with the key frame it starts at."""
+    runs: list[tuple[int, list[int]]] = []
+    for index in indices:
+        key = keys[max(bisect_right(keys, index) - 1, 0)] if keys else 0
+        if runs and key <= runs[-1][1][-1] + 1:
+            runs[-1][1].append(index)  # decoding arrives there anyway
+        else:
+            runs.append((key, [index]))
+    return runs
 
 
 def _taken(path: Path, wanted: list[int], decoded: Iterator[tuple[int, Any]]) -> Iterator[Any]:
