@@ -51,7 +51,7 @@ def sequence_files(source: Path | Sequence[Path]) -> list[Path]:
         raise FileNotFoundError(bad_value(source, "path", "absent", "an existing file or folder"))
     if not source.is_dir():
         return [source]
-    files = sorted(path for path in source.iterdir() if path.is_file() and not path.name.startswith("."))
+    files = sorted(p for p in source.iterdir() if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR")
     found = [path for path in files if is_dicom(path) and not _is_no_image(path)]
     if not found:
         raise SequenceError(bad_value(source, "folder", f"{len(files)} files, none DICOM", "at least one DICOM file"))

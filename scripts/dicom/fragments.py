@@ -19,7 +19,7 @@ from scripts.dicom.codestreams import (
 )
 from scripts.dicom.elements import UNDEFINED
 from scripts.dicom.layout import PixelLayout
-from scripts.dicom.part10 import Part10
+from scripts.dicom.streams import Part10
 from scripts.errors import SequenceError, bad_value
 
 MAX_FRAGMENTS = 2**18  # 1,000 frames of 4 MB in fragments of 16 kB; counting as many takes under a second

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from pydicom import uid
 
-from scripts.dicom.part10 import Part10
+from scripts.dicom.streams import Part10
 from scripts.errors import SequenceError, bad_value
 
 COLOURS = ("Red", "Green", "Blue")

@@ -18,8 +18,9 @@ from pydicom import uid
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import ENCODED_VR
 
-from scripts.dicom.elements import PIXEL_DATA, UNDEFINED, Element, walk
+from scripts.dicom.elements import PIXEL_DATA, UNDEFINED, walk
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES
+from scripts.dicom.streams import Inflated, Part10, Prefixed
 from scripts.errors import SequenceError, bad_value
 
 # pydicom and its decoders raise all of these on damaged files.
@@ -72,70 +73,6 @@ def reading(path: object, what: str) -> Iterator[None]:
         raise SequenceError(
             bad_value(path, what, f"unreadable ({type(error).__name__})", "a complete, valid DICOM object")
         ) from error
-
-
-class Part10(io.BufferedReader):
-    """A DICOM object as an ordinary Part 10 file, with its top-level elements already found and bounded."""
-
-    def __init__(self, raw: io.RawIOBase, size: int, syntax: str, sop_class: str = "") -> None:
-        super().__init__(raw)
-        self.size = size
-        self.syntax = syntax  # always that of the stream: a deflated file is explicit little endian here
-        self.sop_class = sop_class
-        self.elements: dict[int, Element] = {}  # by tag, up to and with the pixel data
-
-    def value(self, tag: int, limit: int) -> bytes:
-        """A top-level value; empty if the element is absent.
-
-        Raises:
-            SequenceError: it is longer than `limit` bytes.
-        """
-        element = self.elements.get(tag)
-        if element is None or element.length == UNDEFINED:
-            return b""
-        if element.length > limit:
-            name = f"({tag >> 16:04X},{tag & 0xFFFF:04X})"
-            raise SequenceError(bad_value(self.name, name, f"{element.length} bytes", f"at most {limit}"))
-        self.seek(element.start)
-        return self.read(element.length)
-
-    def text(self, tag: int) -> str:
-        """A top-level code or UID without its padding; empty if absent."""
-        return self.value(tag, 2**16).strip(b" \0").decode("ascii", "replace")
-
-
-class _Prefixed(io.RawIOBase):
-    """Some bytes, then a file from one position on, as one seekable file."""
-
-    def __init__(self, prefix: bytes, file: BinaryIO, start: int) -> None:
-        self.prefix, self.file, self.shift, self.position = prefix, file, start - len(prefix), 0
-        self.size = os.fstat(file.fileno()).st_size - self.shift
-        self.name = file.name
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self.position = {os.SEEK_SET: 0, os.SEEK_CUR: self.position, os.SEEK_END: self.size}[whence] + offset
-        return self.position
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        if self.position < len(self.prefix):
-            data = self.prefix[self.position : self.position + len(buffer)]
-            buffer[: len(data)] = data
-            count = len(data)
-        else:
-            self.file.seek(self.position + self.shift)
-            count = self.file.readinto(buffer)  # type: ignore[attr-defined]
-        self.position += count
-        return count
-
-
-class _Inflated(io.BytesIO):
-    name: str
 
 
 @contextmanager
@@ -202,7 +139,7 @@ def _open(path: Path, source: BinaryIO, max_bytes: int) -> Part10:
     else:
         syntax = _found_syntax(path, source.read(8), stated)
         prefix = b"" if marked and syntax == stated else _meta(syntax)
-        raw = _Prefixed(prefix, source, data_start if prefix else 0)
+        raw = Prefixed(prefix, source, data_start if prefix else 0)
         file = _walked(path, raw, raw.size, syntax, sop_class, len(prefix) or data_start)
     if not marked:
         _require_proof(path, file)
@@ -282,8 +219,7 @@ def _inflate(path: Path, file: BinaryIO, sop_class: str, max_bytes: int) -> Part
             data.extend(inflate.decompress(source, limit - len(data)))
 
     def stream(size: int) -> Part10:
-        raw = _Inflated(data)
-        raw.name = str(path)
+        raw = Inflated(data, path)
         return _walked(path, raw, size, uid.ExplicitVRLittleEndian, sop_class, len(prefix))
 
     more(len(prefix) + MAX_INFLATED_HEADER_BYTES)

@@ -23,7 +23,8 @@ from scripts.dicom.fragments import (
 )
 from scripts.dicom.layout import YBR, PixelLayout, pixels_of
 from scripts.dicom.palette import read_palette
-from scripts.dicom.part10 import NATIVE, Part10, open_part10
+from scripts.dicom.part10 import NATIVE, open_part10
+from scripts.dicom.streams import Part10
 from scripts.errors import SequenceError, bad_value
 
 # One decoder a transfer syntax: lossy JPEG differs by decoder by one grey level, and so would features.
