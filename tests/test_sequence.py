@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydicom import DataElement, config, dcmread, uid
+from pydicom import DataElement, Dataset, config, dcmread, uid
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
@@ -23,7 +23,9 @@ from scripts.errors import SequenceError
 from tests.conftest import (
     OP,
     PERSON,
+    SC,
     SHARED_DATA,
+    XA,
     assert_message,
     assert_no_person,
     patch,
@@ -272,7 +274,8 @@ def test_read_header_with_an_impossible_value_names_file_field_found_and_allowed
     with pytest.raises(SequenceError) as refused:
         read_header(path)
     value = next(iter(attributes.values()))
-    assert_message(refused.value, path, field, "absent" if value is None else value)
+    none = "another value" if field == "PhotometricInterpretation" else "absent"
+    assert_message(refused.value, path, field, none if value is None else value)
 
 
 def test_read_header_of_nothing_there_is_file_not_found(tmp_path):
@@ -514,12 +517,25 @@ VALUES = {
     "IS": st.one_of(st.integers(-3, 10**6), st.sampled_from([4, "", "four", "4.5", "9" * 500, None])),
     "DS": st.sampled_from(["", "0", "-1", "1e-30", "1e30", "1e308", "nan", "inf", "abc", "1\\x", None]),
     "CS": st.sampled_from(["", "MONOCHROME1", "RGB", "YBR_FULL_422", "PALETTE COLOR", "XA", None, ["A", "B"]]),
+    "SH": st.sampled_from(["", "+0100", "-9999", "garbage", None]),
+    "UI": st.sampled_from(["", "1.2", XA, OP, SC, "garbage"]),
+    "SQ": st.sampled_from([[], [Dataset()], [Dataset()] * 4]),
     "AT": st.sampled_from([0, Tag("FrameTime"), Tag("CineRate"), Tag("PatientName"), 0xFFFFFFFF]),
     "DT": st.sampled_from(["", "2020", "garbage", "20209999", "20200101101010.99999999999999", None]),
     "DA": st.sampled_from(["", "20200101", "2020.01.01", "garbage"]),
     "TM": st.sampled_from(["", "101010.123", "24:61:61", "garbage"]),
 }
-FIELDS = [keyword for keyword in HEADER_TAGS if dictionary_VR(keyword) in VALUES]
+PIXEL_TAGS = (
+    "Rows",
+    "Columns",
+    "SamplesPerPixel",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+)
+FIELDS = [keyword for keyword in (*HEADER_TAGS, *PIXEL_TAGS) if dictionary_VR(keyword) in VALUES]
 
 
 @ignore_pydicom_warnings

@@ -5,12 +5,10 @@ from pathlib import Path
 from pydicom import Dataset, uid
 
 from scripts.dicom.part10 import is_not_image
+from scripts.dicom.pixels import SAMPLES
 from scripts.dicom.values import field_name, first, number, shown, value_of
 from scripts.errors import SequenceError, bad_value
 
-MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
-COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-PALETTE = "PALETTE COLOR"
 # What leaves the reader beside pixels and times: known codes and numbers, so that free text in them stays behind.
 CODES = {
     # PS3.3 C.7.3.1.1.1; DS, DF, CF, VF and FA are retired terms for angiography of old archives
@@ -39,7 +37,7 @@ CODES = {
         "IVUS",
         "IVOCT",
     ),
-    "PhotometricInterpretation": (*MONOCHROME, PALETTE, *COLOUR),
+    "PhotometricInterpretation": tuple(SAMPLES),
     "PixelIntensityRelationship": ("LIN", "LOG", "DISP"),  # PS3.3 C.8.7.1.1.2
     "ImageLaterality": ("R", "L", "B", "U"),
 }
@@ -62,6 +60,10 @@ OPHTHALMIC = (
     uid.WideFieldOphthalmicPhotography3DCoordinatesImageStorage,
 )
 SECONDARY_CAPTURE = uid.SecondaryCaptureImageStorage  # and its multi-frame forms .1 to .4
+
+
+def _is_capture(sop_class: object) -> bool:
+    return sop_class == SECONDARY_CAPTURE or str(sop_class).startswith(f"{SECONDARY_CAPTURE}.")
 
 
 def is_x_ray(header: Dataset) -> bool:
@@ -97,7 +99,7 @@ def check_class(path: Path, header: Dataset) -> list[str]:
         raise SequenceError(bad_value(path, field, name, "an image storage class"))
     if stated in (*X_RAY, *OPHTHALMIC):
         return []
-    if known and str(stated).startswith(SECONDARY_CAPTURE):
+    if known and _is_capture(stated):
         return [f"{field} is {name}: a secondary capture, whose pixels can be anything"]
     return [f"{field} is {name}: not an angiography class"]
 
@@ -105,8 +107,7 @@ def check_class(path: Path, header: Dataset) -> list[str]:
 def privacy_warnings(header: Dataset) -> list[str]:
     """Attributes that say, or fail to deny, that a person's name stands in the pixels (PS3.3 C.7.6.1.1.2)."""
     value = value_of(header, "BurnedInAnnotation")
-    capture = str(value_of(header, "SOPClassUID")).startswith(SECONDARY_CAPTURE)
-    if value == "NO" or (value is None and not capture):
+    if value == "NO" or (value is None and not _is_capture(value_of(header, "SOPClassUID"))):
         return []
     return [f"{field_name('BurnedInAnnotation')} is {shown(value, ('YES',))}: the pixels may show a person's data"]
 

@@ -3,6 +3,7 @@
 Only attributes in `HEADER_TAGS` are ever read, so nothing about a person can leave this module.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,14 +11,11 @@ from typing import NamedTuple
 import numpy as np
 import pydicom
 from pydicom import Dataset, uid
+from pydicom.tag import Tag
 
 from scripts.dicom.display import DISPLAY_TAGS, display_shutters, display_voi, mask_steps, padding
 from scripts.dicom.facts import (
-    CODES,
-    COLOUR,
     FACT_TAGS,
-    MONOCHROME,
-    PALETTE,
     check_class,
     facts,
     intensity_warnings,
@@ -27,27 +25,30 @@ from scripts.dicom.facts import (
 from scripts.dicom.files import sequence_files
 from scripts.dicom.functional import FUNCTIONAL_TAGS, lift_groups
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES, SequenceHeader, check_decoded_size
+from scripts.dicom.layout import PixelLayout
 from scripts.dicom.part10 import open_part10, reading
-from scripts.dicom.pixels import check_pixel_data, read_stored
+from scripts.dicom.pixels import PALETTE, check_pixel_data, read_layout, read_stored, stored_bits
+from scripts.dicom.streams import Part10
 from scripts.dicom.times import TIMING_TAGS, acquisition_clock, frame_times, series_times, temporal_order
 from scripts.dicom.values import field_name, integers, shown, value_of
 from scripts.errors import SequenceError, bad_value
 
+MONOCHROME = ("MONOCHROME1", "MONOCHROME2")
 MAX_FRAMES = 100_000  # of one sequence: an hour at 30 frames/s
-PIXEL_TAGS = (
-    "Rows",
-    "Columns",
-    "SamplesPerPixel",
-    "BitsAllocated",
-    "PixelRepresentation",
-    "PlanarConfiguration",
-)
 HEADER_TAGS = [
-    *dict.fromkeys(
-        (*FACT_TAGS, *PIXEL_TAGS, "HighBit", *TIMING_TAGS, *FUNCTIONAL_TAGS, *DISPLAY_TAGS, "NumberOfFrames"),
-    ),
-    "InstanceNumber",
+    *(*FACT_TAGS, *TIMING_TAGS, *FUNCTIONAL_TAGS, *DISPLAY_TAGS, "InstanceNumber"),
+    "PixelRepresentation",  # pydicom needs it to tell US from SS
 ]
+FORMAT = {  # fields of PixelLayout in which all files of a sequence agree
+    "rows": "Rows",
+    "columns": "Columns",
+    "samples": "SamplesPerPixel",
+    "photometric": "PhotometricInterpretation",
+    "allocated": "BitsAllocated",
+    "stored": "BitsStored",
+    "signed": "PixelRepresentation",
+    "by_plane": "PlanarConfiguration",
+}
 
 
 class _File(NamedTuple):
@@ -55,6 +56,8 @@ class _File(NamedTuple):
 
     path: Path
     header: Dataset
+    layout: PixelLayout
+    bits: int  # that its values range over
     syntax: str
     num_frames: int
 
@@ -100,30 +103,24 @@ def read_header(source: Path | Sequence[Path], max_sequence_bytes: int = DEFAULT
 
 
 def _sequence_header(files: list[_File], times: np.ndarray, warnings: list[str]) -> SequenceHeader:
-    path, header, _, num_frames = files[0]
-    rows, columns = int(header.Rows), int(header.Columns)
-    signed = value_of(header, "PixelRepresentation") == 1
+    path, header, layout, bits, _, num_frames = files[0]
     with reading(path, "display attributes"):
-        monochrome = header.PhotometricInterpretation in MONOCHROME
-        voi, odd_voi = display_voi(header, is_x_ray(header), signed) if monochrome else (None, [])
-        shutters, odd_shutters = display_shutters(header, rows, columns)
+        monochrome = layout.photometric in MONOCHROME
+        voi, odd_voi = display_voi(header, is_x_ray(header), layout.signed) if monochrome else (None, [])
+        shutters, odd_shutters = display_shutters(header, layout.rows, layout.columns)
         masks, odd_masks = mask_steps(header, num_frames) if len(files) == 1 else ((), [])
-        padded, odd_padding = padding(header, int(header.BitsAllocated), signed)
+        padded, odd_padding = padding(header, layout.allocated, layout.signed)
     warnings = [*warnings, *odd_voi, *odd_shutters, *odd_masks, *odd_padding]
-    high, stored = integers(value_of(header, "HighBit")), int(header.BitsStored)
-    if high and high != [stored - 1]:  # PS3.5 8.1.1
-        found = f"{high[0]} with {field_name('BitsStored')} {stored}"
-        warnings.append(f"{field_name('HighBit')} is {found}: read as if it were {stored - 1}")
     return SequenceHeader(
         container="dicom",
         files=tuple(file.path for file in files),
         num_frames=len(times),
-        rows=rows,
-        columns=columns,
+        rows=layout.rows,
+        columns=layout.columns,
         frame_times_ms=times,
-        photometric=str(header.PhotometricInterpretation),
-        bits_stored=stored,
-        signed=signed,
+        photometric=layout.photometric,
+        bits_stored=bits,
+        signed=layout.signed,
         transfer_syntax=tuple(file.syntax for file in files),
         facts=facts(header),
         warnings=tuple(dict.fromkeys(warnings)),
@@ -162,47 +159,26 @@ def _read_file(path: Path, max_bytes: int) -> _File:
     if not path.is_file():
         raise FileNotFoundError(bad_value(path, "path", "absent", "an existing file"))
     with open_part10(path, max_bytes) as file, reading(path, "header"):
+        layout, frames = read_layout(path, file), _number_of_frames(path, file)
+        bits = stored_bits(path, file)
+        values = layout.rows * layout.columns * (3 if layout.photometric == PALETTE else layout.samples)
+        frame_bytes = values * (2 if bits > 8 else layout.allocated // 8)
+        check_decoded_size(path, frames, frame_bytes, f"{layout.rows} x {layout.columns}", max_bytes)
+        file.seek(0)
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
-        if value_of(header, "SOPClassUID") is None and uid.UID(file.sop_class).is_valid and file.sop_class:
-            header.SOPClassUID = file.sop_class
-        frames = _count(path, header, "NumberOfFrames", MAX_FRAMES, 1)
-        rows, columns = _count(path, header, "Rows", 65535), _count(path, header, "Columns", 65535)
-        allocated = _count(path, header, "BitsAllocated", 65535)
-        samples = _count(path, header, "SamplesPerPixel", 65535, 1)
-        _check_pixel_header(path, header, allocated, samples)
-        frame_bytes = rows * columns * samples * allocated // 8
-        check_decoded_size(path, frames, frame_bytes, f"{rows} x {columns}", max_bytes)
+        if value_of(header, "SOPClassUID") is None and file.sop_class:
+            header.SOPClassUID = uid.UID(file.sop_class)
         check_pixel_data(path, file, header, frame_bytes, frames)
-        return _File(path, header, str(header.file_meta.TransferSyntaxUID), frames)
+        return _File(path, header, layout, bits, file.syntax, frames)
 
 
-def _count(path: Path, header: Dataset, keyword: str, most: int, default: int | None = None) -> int:
-    value = value_of(header, keyword)
-    found = integers(default if value is None else value)
-    if not found or len(found) != 1 or not 1 <= found[0] <= most:
-        raise SequenceError(bad_value(path, field_name(keyword), shown(value), f"an integer from 1 to {most}"))
-    return found[0]
-
-
-def _check_pixel_header(path: Path, header: Dataset, allocated: int, samples: int) -> None:
-    photometric = value_of(header, "PhotometricInterpretation")
-    if photometric not in {1: (*MONOCHROME, PALETTE), 3: COLOUR}.get(samples, ()):
+def _number_of_frames(path: Path, file: Part10) -> int:
+    text = file.text(Tag("NumberOfFrames")) or "1"
+    if not re.fullmatch("0*[0-9]{1,6}", text, re.ASCII) or not 1 <= int(text[-6:]) <= MAX_FRAMES:
         raise SequenceError(
-            bad_value(
-                path,
-                "(0028,0004) PhotometricInterpretation with SamplesPerPixel",
-                f"{shown(photometric, CODES['PhotometricInterpretation'])} with {samples}",
-                f"{', '.join((*MONOCHROME, PALETTE))} with 1, or {', '.join(COLOUR)} with 3",
-            )
+            bad_value(path, field_name("NumberOfFrames"), shown(text), f"an integer from 1 to {MAX_FRAMES}")
         )
-    if allocated not in (8, 16):
-        raise SequenceError(bad_value(path, field_name("BitsAllocated"), allocated, "8 or 16"))
-    stored = _count(path, header, "BitsStored", 65535)
-    if stored > allocated:
-        raise SequenceError(bad_value(path, field_name("BitsStored"), stored, f"at most BitsAllocated, {allocated}"))
-    sign = value_of(header, "PixelRepresentation")
-    if sign not in (None, 0, 1):
-        raise SequenceError(bad_value(path, field_name("PixelRepresentation"), shown(sign), "0 or 1"))
+    return int(text[-6:])
 
 
 def _in_order(name: Path, files: list[_File], listed: bool) -> tuple[list[_File], np.ndarray, list[str]]:
@@ -227,17 +203,10 @@ def _in_order(name: Path, files: list[_File], listed: bool) -> tuple[list[_File]
 
 
 def _check_alike(name: Path, files: list[_File]) -> None:
-    """One sequence has one format; `read_header` has checked that all these values are codes or numbers."""
-    for keyword in ("PhotometricInterpretation", *PIXEL_TAGS, "BitsStored"):
-        stated = [value_of(file.header, keyword) for file in files]
+    for field, keyword in FORMAT.items():
+        stated = [getattr(file.layout, field) for file in files]
         odd = next((i for i, value in enumerate(stated) if value != stated[0]), None)
         if odd is not None:
-            codes = CODES["PhotometricInterpretation"]
-            raise SequenceError(
-                bad_value(
-                    name,
-                    f"{keyword} of {files[odd].path.name}",
-                    shown(stated[odd], codes),
-                    f"{shown(stated[0], codes)}, as in {files[0].path.name}: one sequence has one format",
-                )
-            )
+            found, first = (int(v) if isinstance(v, bool) else v for v in (stated[odd], stated[0]))
+            allowed = f"{first}, as in {files[0].path.name}: one sequence has one format"
+            raise SequenceError(bad_value(name, f"{keyword} of {files[odd].path.name}", found, allowed))
