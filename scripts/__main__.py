@@ -37,25 +37,34 @@ class Commands:
         classes: str | tuple[str, ...] | None = None,
         num_folds: int = 5,
         seed: int = 0,
+        layout: str = "auto",
+        label_column: str | None = None,
+        synthetic: bool = False,
     ) -> None:
-        """Group the DICOM files of a folder into sequences and write a datalist.
+        """Group the exams of a folder into sequences, from headers alone, and write a datalist.
 
-        Patients are kept in one split, classes balanced. Without labels every sequence goes to `test`, which is
-        enough for cache_features and inference.
+        DICOM files of any nesting, NIfTI, videos and folders of images are found. Patients are kept in one split,
+        classes balanced. Without labels every sequence goes to `test`, which is enough for cache_features and
+        inference. What is left out is printed with the reason.
 
         Args:
-            dataset_dir: searched with all folders below.
+            dataset_dir: searched with all folders below; or a DICOMDIR, whose files are taken.
             labels: CSV with the columns image (path in dataset_dir, a file or a folder) and label (class name, or
-                several joined by |).
-            output: the JSON to write; dataset_dir/datalist.json if not given.
+                several joined by |), and, if wanted, patient and split. With the layout angioreport a CSV or JSON
+                of exams; Train/Train.csv if not given.
+            output: the JSON to write; datalist.json in dataset_dir if not given.
             classes: names in the order of the logits, separated by commas; sorted if not given.
-            num_folds: one fold each for validation and test, the rest for training.
+            num_folds: one fold each for validation and test, the rest for training; not used with given splits.
             seed: of the split.
+            layout: files, angioreport (Train/Train/12_L/0.jpg), or auto, which recognises the latter.
+            label_column: column of the labels to learn; label if not given, with angioreport Impression.
+            synthetic: the exams were made by a program, and every report shall say so.
         """
         from scripts.datalists.collect import make_datalist
 
         names = classes.split(",") if isinstance(classes, str) else classes
-        print(make_datalist(dataset_dir, labels, output, names, num_folds, seed))
+        made = make_datalist(dataset_dir, labels, output, names, num_folds, seed, layout, label_column, synthetic)
+        print(made)
 
     def check(
         self,

@@ -202,12 +202,74 @@ def test_datalist_without_splits_is_refused(write, root, content):
     assert_message(refused.value, path, "content", "training")
 
 
-@pytest.mark.parametrize("items", [{}, "a.dcm", None, 3])
-def test_datalist_split_that_is_no_list_is_refused(write, root, items):
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [([], "a list"), ({"train": []}, "an object with train"), (5, "a number"), (None, "null"), ("x", "a text")],
+)
+def test_datalist_without_splits_tells_what_it_is(write, root, content, found):
+    path = write(json.dumps(content))
+    with pytest.raises(ValueError) as refused:
+        read_datalist(path, root)
+    assert_message(refused.value, path, "content", found, "training")
+
+
+def test_datalist_with_a_split_of_another_name_is_refused_before_its_items_are_lost(write, root):
+    path = write({"training": [{IMAGE: "a.dcm"}], "val": [{IMAGE: "b.dcm"}]})
+    with pytest.raises(ValueError) as refused:
+        read_datalist(path, root)
+    assert_message(refused.value, path, "split", "val", "training, validation, test", "Rename it")
+
+
+def test_datalist_with_other_lists_is_read(write, root):
+    path = write({"training": [{IMAGE: "a.dcm"}], "modalities": ["XA"], "numTest": 0, "reference": [{"doi": 1}]})
+    assert len(all_items(path, root)) == 1
+
+
+@pytest.mark.parametrize("text", ['{"test": [], "test": []}', '{"test": [{"image": "a.dcm", "image": "b.dcm"}]}'])
+def test_datalist_with_a_key_twice_is_refused_before_the_first_is_lost(write, root, text):
+    path = write(text)
+    with pytest.raises(ValueError) as refused:
+        read_datalist(path, root)
+    assert_message(refused.value, path, "content", "twice in one object", "JSON object")
+
+
+def test_datalist_with_a_byte_order_mark_is_the_same_list(tmp_path, root):
+    path = tmp_path / "list.json"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps({"test": [{IMAGE: "a.dcm"}], SYNTHETIC: True}).encode())
+    assert [i[SOURCE] for i in all_items(path, root)] == ["a.dcm"]
+    assert is_synthetic(path)
+
+
+@pytest.mark.parametrize("times", [[0], [0, 1, 2]])
+def test_datalist_times_of_another_number_than_files_are_refused(write, root, times):
+    item = {IMAGE: ["a.dcm", "b.dcm"], "frame_times_ms": times}
+    with pytest.raises(ValueError) as refused:
+        read_datalist(write({"test": [item]}), root)
+    assert_message(refused.value, "test[0]", "frame_times_ms", f"{len(times)} times", "2, one for each file")
+
+
+def test_datalist_times_of_one_file_can_be_many(write, root):
+    path = write({"test": [{IMAGE: ["a.dcm"], "frame_times_ms": [0, None, 5]}]})
+    assert len(all_items(path, root)[0]["frame_times_ms"]) == 3
+
+
+def test_datalist_of_links_is_followed_to_the_files_they_mean(write, root):
+    (root / "sub" / "a.dcm").write_bytes(b"")
+    (root / "also").symlink_to(root / "sub")
+    with pytest.raises(ValueError) as refused:
+        read_datalist(write({"training": [{IMAGE: "sub/a.dcm"}], "test": [{IMAGE: "also/a.dcm"}]}), root)
+    assert_message(refused.value, "test[0]", IMAGE, "duplicate of training[0]")
+
+
+@pytest.mark.parametrize(
+    ("items", "kind"),
+    [({}, "an object"), ("a.dcm", "a text"), (None, "null"), (3, "a number"), (1.5, "a number"), (True, "true")],
+)
+def test_datalist_split_that_is_no_list_is_refused_in_words_of_json(write, root, items, kind):
     path = write({"training": items})
     with pytest.raises(ValueError) as refused:
         read_datalist(path, root)
-    assert_message(refused.value, path, "training", type(items).__name__, "a list of items")
+    assert_message(refused.value, path, "training", kind, "a list of items")
 
 
 @pytest.mark.parametrize("entry", ["a.dcm", {}, {IMAGE: ""}, {IMAGE: None}, {IMAGE: []}, {IMAGE: 5}, {IMAGE: [5]}])

@@ -1,191 +1,50 @@
-"""A folder of exams -> sequences, grouped from headers alone; with labels, a datalist."""
+"""A folder of exams and a table of labels -> a datalist; a folder or file -> what to predict."""
 
-import filecmp
 import json
 import logging
-from collections import defaultdict
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
-import pydicom
-from tqdm import tqdm
-
-from scripts.datalists.datalist import all_items
-from scripts.datalists.labels import attach_labels, read_labels, split_by_patient
-from scripts.dicom.files import is_dicom
-from scripts.dicom.part10 import reading
-from scripts.dicom.times import TIMING_TAGS, acquisition_ms, temporal_order
-from scripts.errors import SequenceError, bad_value
-from scripts.keys import (
-    CLASSES,
-    IMAGE,
-    LABEL,
-    MULTILABEL,
-    PATIENT,
-    SEQUENCE,
-    SOURCE,
-    SPLITS,
-    SYNTHETIC,
-    TASK,
-    TEST,
-    TYPE,
+from scripts.datalists.datalist import Task, all_items, class_counts
+from scripts.datalists.labels import (
+    LabelRow,
+    given_splits,
+    label_items,
+    match_rows,
+    number_patients,
+    read_labels,
+    split_by_patient,
 )
+from scripts.datalists.layouts import is_angioreport, read_angioreport
+from scripts.datalists.scan import DICOMDIR, find_sequences
+from scripts.errors import bad_value
+from scripts.keys import CLASSES, IMAGE, LABEL, PATIENT, SOURCE, SPLITS, SYNTHETIC, TASK, TEST, TYPE
 
 logger = logging.getLogger("angiography")
 
-GROUPING_TAGS = [
-    "PatientID",
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "SeriesInstanceUID",
-    "InstanceNumber",
-    "NumberOfFrames",
-    "Modality",
-    "ImageLaterality",
-    "Rows",
-    "Manufacturer",
-    *TIMING_TAGS,
-]
-OPHTHALMIC = ("OP", "OPT")
-SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"  # PS3.3 A.8: a still from anywhere, not an acquisition
 UNLABELLED_SPLIT = TEST
-SYNTHETIC_MANUFACTURER = "angiography_sequence_classification phantom"  # (0008,0070) of every synthetic exam
-
-
-@dataclass(frozen=True)
-class _File:
-    path: Path
-    patient: str
-    series: str
-    instance: str
-    number: int | None
-    frames: int
-    acquired_ms: float | None
-    ophthalmic_run: tuple[str, str] | None  # day and eye: such exports give each file a series of its own
-    synthetic: bool
-
-
-def find_sequences(root: Path, progress: bool = True) -> tuple[list[dict[str, Any]], list[str], bool]:
-    """Every angiographic run below a folder, from headers alone.
-
-    A multi-frame file is one sequence. Single-frame files of one folder and series are one sequence if their headers
-    order them; in ophthalmic exports, where each file is a series, those of one folder, patient, day and eye are.
-
-    Args:
-        root: searched with all folders below.
-        progress: show a progress bar.
-
-    Returns:
-        Items with `image` relative to `root` (a file, a folder, or a list of files), `patient` (P0001, ... in the
-        order of paths: the real identifier never leaves this function) and `sequence`; what was left out and why; and
-        whether all of it was made by scripts/sequences/phantom.py.
-    """
-    if not root.is_dir():
-        raise FileNotFoundError(bad_value(root, "folder", "absent", "an existing folder of DICOM files"))
-    paths = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith(".") and p.name != "DICOMDIR")
-    with ThreadPoolExecutor(8) as pool:
-        bar = tqdm(
-            pool.map(lambda path: _read(path, root), paths),
-            total=len(paths),
-            unit="file",
-            disable=not progress,
-        )
-        read = list(bar)
-    left_out = [reason for reason in read if isinstance(reason, str)]
-    files: list[_File] = []
-    seen: dict[str, Path] = {}
-    for file in read:
-        if not isinstance(file, _File):
-            continue
-        first = seen.setdefault(file.instance, file.path)
-        if first != file.path and _same_content(first, file.path):
-            left_out.append(f"{file.path.relative_to(root)}: a copy of {first.relative_to(root)}")
-        else:
-            files.append(file)
-    groups: dict[tuple, list[_File]] = defaultdict(list)
-    for file in files:
-        single = file.frames == 1
-        series = file.ophthalmic_run or file.series
-        groups[(file.path.parent, file.patient, series) if single else (file.path,)].append(file)
-    images: list[tuple[Any, str]] = []
-    for group in groups.values():
-        images += [(image, group[0].patient) for image in _as_sequences(group, root)]
-    images.sort(key=lambda pair: pair[0] if isinstance(pair[0], str) else pair[0][0])
-    numbers: dict[str, int] = {}
-    counts: dict[str, int] = defaultdict(int)
-    items = []
-    for image, patient in images:
-        number = numbers.setdefault(patient, len(numbers) + 1)
-        counts[patient] += 1
-        items.append(
-            {IMAGE: image, PATIENT: f"P{number:04d}", SEQUENCE: f"P{number:04d}-{counts[patient]:02d}"},
-        )
-    return items, left_out, bool(files) and all(file.synthetic for file in files)
-
-
-def _read(path: Path, root: Path) -> _File | str | None:
-    """One file's place in the groups; a reason if it is DICOM but no image run; None if it is not DICOM."""
-    name = path.relative_to(root)
-    if not path.resolve().is_relative_to(root.resolve()):
-        return f"{name}: leads out of the folder"
-    if not is_dicom(path):
-        return None
-    try:
-        with reading(name, "header"):
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(GROUPING_TAGS))
-            if header.get("Rows") is None:
-                return f"{name}: no image in it"
-            frames = int(header.get("NumberOfFrames") or 1)
-            number = header.get("InstanceNumber")
-            still = str(header.get("SOPClassUID")) == SECONDARY_CAPTURE
-            day = str(header.get("AcquisitionDateTime") or header.get("AcquisitionDate") or "")[:8]
-            eye = str(header.get("ImageLaterality") or "")
-            return _File(
-                path=path,
-                patient=str(header.get("PatientID") or "") or f"folder {name.parts[0] if name.parts[1:] else ''}",
-                series=str(name) if still else str(header.get("SeriesInstanceUID") or ""),
-                instance=str(header.get("SOPInstanceUID") or path),
-                number=None if number is None else int(number),
-                frames=frames,
-                acquired_ms=acquisition_ms(header),
-                ophthalmic_run=(day, eye) if header.get("Modality") in OPHTHALMIC and day else None,
-                synthetic=header.get("Manufacturer") == SYNTHETIC_MANUFACTURER,
-            )
-    except SequenceError:  # kept as an exam of its own: whoever reads it next says what is wrong with it
-        return _File(path, f"folder {name.parent}", "", str(path), None, 2, None, None, False)
-
-
-def _same_content(first: Path, second: Path) -> bool:
-    """True for equal bytes; asked only of files that claim to be one image, since some exports repeat their UIDs."""
-    return filecmp.cmp(first, second, shallow=False)
-
-
-def _as_sequences(group: list[_File], root: Path) -> list[Any]:
-    """One sequence of a group if its headers order it, else one for each file."""
-    order = temporal_order([f.acquired_ms for f in group], [f.number for f in group])
-    if order is None:
-        return [file.path.relative_to(root).as_posix() for file in group]
-    if len(group) == 1:
-        return [group[0].path.relative_to(root).as_posix()]
-    folder = group[0].path.parent
-    if folder != root and sum(is_dicom(p) for p in folder.iterdir() if p.is_file()) == len(group):
-        return [folder.relative_to(root).as_posix()]
-    return [[group[i].path.relative_to(root).as_posix() for i in order]]
+LAYOUTS = AUTO, FILES, ANGIOREPORT = ("auto", "files", "angioreport")
 
 
 def write_datalist(path: Path, content: dict[str, Any]) -> None:
-    """Write the JSON under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write the JSON under a temporary name, then rename.
+
+    Raises:
+        PermissionError: the folder cannot be written.
+    """
     scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(json.dumps(content, indent=1) + "\n")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_text(json.dumps(content, indent=1) + "\n")
+    except PermissionError as error:
+        way_out = "Give another place: --output PATH."
+        raise PermissionError(bad_value(path, "folder", "read-only", "one that can be written", way_out)) from error
     scratch.replace(path)
 
 
 def find_inputs(source: str | Path, dataset_dir: str | Path) -> list[dict[str, Any]]:
-    """Items to predict, from a datalist (.json), a folder of exams, or one DICOM file.
+    """Items to predict, from a datalist (.json), a folder of exams, a DICOMDIR, or one file.
 
     Raises:
         FileNotFoundError, ValueError: nothing there, or nothing that is an exam.
@@ -196,17 +55,17 @@ def find_inputs(source: str | Path, dataset_dir: str | Path) -> list[dict[str, A
         if not items:
             raise ValueError(bad_value(path, "datalist", "empty", "at least one item"))
         return items
-    if path.is_file():
+    if path.is_file() and path.name.upper() != DICOMDIR:
         return [{IMAGE: path, SOURCE: path.name}]
     items, left_out, _ = find_sequences(path)
+    root = path if path.is_dir() else path.parent
     for reason in left_out:
         logger.warning(f"left out: {reason}")
-    if not items:
-        raise ValueError(bad_value(path, "folder", "without DICOM images", "at least one angiography exam"))
+    _refuse_none(root, items)
     for item in items:
         image = item[IMAGE]
         item[SOURCE] = image if isinstance(image, str) else f"{image[0]} (+{len(image) - 1} files)"
-        item[IMAGE] = path / image if isinstance(image, str) else [path / name for name in image]
+        item[IMAGE] = root / image if isinstance(image, str) else [root / name for name in image]
     return items
 
 
@@ -217,39 +76,104 @@ def make_datalist(
     classes: Sequence[str] | None = None,
     num_folds: int = 5,
     seed: int = 0,
+    layout: str = AUTO,
+    label_column: str | None = None,
+    synthetic: bool = False,
 ) -> str:
     """Find sequences, attach labels, split by patient, write the JSON, and say what is in it.
 
     Args:
-        dataset_dir: folder of exams; paths in the list are relative to it.
-        labels: CSV of `read_labels`; None writes an unlabelled list, all in `test`.
-        output: the JSON; None means dataset_dir/datalist.json.
+        dataset_dir: folder of exams, or a DICOMDIR; paths in the list are relative to that folder.
+        labels: CSV of `read_labels`, or of `read_angioreport` with that layout; None writes an unlabelled list, all in
+            `test`, unless the layout has labels of its own.
+        output: the JSON; None means datalist.json in the folder.
         classes: names in the order of the logits; None means sorted.
-        num_folds: of `split_by_patient`.
+        num_folds: of `split_by_patient`; not used where the labels give splits.
         seed: of the split.
+        layout: `files`, `angioreport`, or `auto`, which recognises the latter.
+        label_column: column of the labels to learn; None means `label`, or that of the layout.
+        synthetic: the exams were made by a program, and every report shall say so.
 
     Raises:
         ValueError: nothing to list, or labels and sequences do not fit together.
     """
-    root = Path(dataset_dir)
-    items, left_out, synthetic = find_sequences(root)
+    source = Path(dataset_dir)
+    root = source.parent if source.is_file() else source
+    table = None if labels is None else Path(labels)
+    if layout not in LAYOUTS:
+        raise ValueError(bad_value("configuration", "layout", layout, f"one of {', '.join(LAYOUTS)}"))
+    rows_of_exams = table is not None and table.suffix.lower() == ".json"
+    if layout == ANGIOREPORT or (layout == AUTO and (rows_of_exams or is_angioreport(root))):
+        items, rows, lines, made = read_angioreport(root, table, label_column)
+        _refuse_none(root, items)
+    else:
+        items, left_out, made = find_sequences(source)
+        _refuse_none(root, items)
+        rows = [None] * len(items) if table is None else _rows_of(items, table, label_column or LABEL, left_out)
+        lines = [f"left out: {reason}" for reason in left_out]
+    splits, task, unlabelled = _label_and_split(items, rows, classes, num_folds, seed)
+    lines += [f"no label: {image}" for image in unlabelled]
+    path = Path(output) if output else root / "datalist.json"
+    write_datalist(path, ({TASK: task} if task else {}) | {SYNTHETIC: synthetic or made} | splits)
+    return "\n".join([*lines, *_summary(splits, task), str(path)])
+
+
+def _refuse_none(root: Path, items: Sequence[object]) -> None:
     if not items:
         raise ValueError(bad_value(root, "folder", "without DICOM images", "at least one angiography exam"))
-    lines = [f"left out: {reason}" for reason in left_out]
-    task = None
-    if labels is None:
-        splits = {split: items if split == UNLABELLED_SPLIT else [] for split in SPLITS}
-    else:
-        items, task, without = attach_labels(items, read_labels(Path(labels)), classes)
-        lines += [f"no label: {image}" for image in without]
-        splits = split_by_patient(items, num_folds, seed)
-    path = Path(output) if output else root / "datalist.json"
-    write_datalist(path, ({TASK: task} if task else {}) | {SYNTHETIC: synthetic} | splits)
+
+
+def _rows_of(
+    items: Sequence[dict[str, Any]], table: Path, label_column: str, left_out: Sequence[str]
+) -> list[LabelRow | None]:
+    """The row of each item; a row of no item is refused, unless its file was left out with a reason."""
+    rows, unused = match_rows(items, read_labels(table, label_column))
+    unknown = [row.image for row in unused if not any(line.startswith(f"{row.image}:") for line in left_out)]
+    if unknown:
+        found = f"no sequence ({len(unknown)} rows)"
+        raise ValueError(bad_value(f"labels row {unknown[0]}", IMAGE, found, "a path of a sequence"))
+    return rows
+
+
+def _label_and_split(
+    items: list[dict[str, Any]],
+    rows: Sequence[LabelRow | None],
+    classes: Sequence[str] | None,
+    num_folds: int,
+    seed: int,
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any] | None, list[str]]:
+    """Splits of the items, their task (None without labels), and the images that a labelled list leaves out."""
+    task, unlabelled = None, []
+    if any(row is not None and row.labels is not None for row in rows):
+        unlabelled = [_first(item) for item, row in zip(items, rows, strict=True) if row is None or row.labels is None]
+        pairs = [
+            (item, row) for item, row in zip(items, rows, strict=True) if row is not None and row.labels is not None
+        ]
+        items, rows = [item for item, _ in pairs], [row for _, row in pairs]
+        task = label_items(items, [row.labels or () for _, row in pairs], classes)
+    known = [row or LabelRow("", None) for row in rows]
+    patients: list[Hashable] = [
+        ("told", row.patient) if row.patient else item[PATIENT] for item, row in zip(items, known, strict=True)
+    ]
+    number_patients(items, patients)
+    if any(row.split for row in known):
+        return given_splits(items, [row.split for row in known]), task, unlabelled
+    if task is None:
+        return {split: items if split == UNLABELLED_SPLIT else [] for split in SPLITS}, None, []
+    return split_by_patient(items, num_folds, seed), task, unlabelled
+
+
+def _first(item: dict[str, Any]) -> str:
+    return item[IMAGE] if isinstance(item[IMAGE], str) else item[IMAGE][0]
+
+
+def _summary(splits: dict[str, list[dict[str, Any]]], task: dict[str, Any] | None) -> list[str]:
+    """One line for each split: sequences, patients, and how many carry each class."""
+    lines = []
     for split, chosen in splits.items():
-        counts = ""
-        if task and task[TYPE] != MULTILABEL:
-            counts = ", " + ", ".join(
-                f"{name} {sum(item[LABEL] == k for item in chosen)}" for k, name in enumerate(task[CLASSES])
-            )
-        lines.append(f"{split}: {len(chosen)} sequences, {len({i[PATIENT] for i in chosen})} patients{counts}")
-    return "\n".join([*lines, str(path)])
+        line = f"{split}: {len(chosen)} sequences, {len({item[PATIENT] for item in chosen})} patients"
+        if task:
+            counts = class_counts(chosen, Task(task[TYPE], tuple(task[CLASSES])))
+            line += "".join(f", {name} {count}" for name, count in zip(task[CLASSES], counts, strict=True))
+        lines.append(line)
+    return lines

@@ -29,6 +29,8 @@ from scripts.keys import (
 )
 from scripts.sequences.frames import are_indices, are_times
 
+KINDS = {dict: "an object", list: "a list", str: "a text"}
+
 
 @dataclass(frozen=True)
 class Task:
@@ -66,20 +68,16 @@ def read_datalist(path: str | Path, dataset_dir: str | Path) -> dict[str, Any]:
         )
     if not root.is_dir():
         raise FileNotFoundError(bad_value("configuration", "dataset_dir", root, "an existing folder"))
-    try:
-        content = json.loads(path.read_text())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(bad_value(path, "content", f"not JSON ({error})", "a JSON object of splits")) from error
-    if not isinstance(content, dict) or not any(split in content for split in SPLITS):
-        raise ValueError(bad_value(path, "content", type(content).__name__, f"an object with any of {SPLITS}"))
+    content = _read_json(path)
     task = _read_task(path, content)
     out: dict[str, Any] = {} if task is None else {TASK: task}
+    real: dict[Path, Path] = {}
     for split in SPLITS:
         items = content.get(split, [])
         if not isinstance(items, list):
-            raise ValueError(bad_value(path, split, type(items).__name__, "a list of items"))
-        out[split] = [_read_item(f"{path.name}: {split}[{i}]", item, root, task) for i, item in enumerate(items)]
-    _refuse_leaks(path, out)
+            raise ValueError(bad_value(path, split, _kind(items), "a list of items"))
+        out[split] = [_read_item(f"{path.name}: {split}[{i}]", item, root, task, real) for i, item in enumerate(items)]
+    _refuse_leaks(path, out, real)
     return out
 
 
@@ -119,12 +117,43 @@ def read_task(path: str | Path, dataset_dir: str | Path) -> Task:
 
 def is_synthetic(path: str | Path) -> bool:
     """True if the list says that its exams were made by a program."""
-    return json.loads(Path(path).read_text()).get(SYNTHETIC) is True
+    return _read_json(Path(path)).get(SYNTHETIC) is True
 
 
 def datalist_digest(path: str | Path) -> str:
     """SHA-256 (hex) of the datalist's bytes, for the record of a run."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object of splits in a file; a byte order mark, as Windows writes it, is let pass."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repeats)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(bad_value(path, "content", f"not JSON ({error})", "a JSON object of splits")) from error
+    if not isinstance(content, dict) or not any(split in content for split in SPLITS):
+        found = f"an object with {', '.join(content)}" if isinstance(content, dict) and content else _kind(content)
+        raise ValueError(bad_value(path, "content", found, f"an object with any of {SPLITS}"))
+    for name, value in content.items():  # such as val, which would leave validation empty without a word
+        if name not in SPLITS and isinstance(value, list) and any(isinstance(v, dict) and IMAGE in v for v in value):
+            raise ValueError(bad_value(path, "split", name, f"one of {', '.join(SPLITS)}", "Rename it."))
+    return content
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON; one that names a key twice would lose the first value without a word."""
+    out = dict(pairs)
+    if len(out) < len(pairs):
+        twice = next(name for i, (name, _) in enumerate(pairs) if name in [other for other, _ in pairs[:i]])
+        raise ValueError(f"the key {twice} stands twice in one object")
+    return out
+
+
+def _kind(value: object) -> str:
+    """What a value of JSON is, in the words of JSON."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return next((name for kind, name in KINDS.items() if isinstance(value, kind)), "a number")
 
 
 def _read_task(path: Path, content: dict) -> Task | None:
@@ -142,14 +171,16 @@ def _read_task(path: Path, content: dict) -> Task | None:
     return Task(kind, tuple(classes))  # type: ignore[arg-type]
 
 
-def _read_item(where: str, item: Any, root: Path, task: Task | None) -> dict[str, Any]:
+def _read_item(
+    where: str, item: Any, root: Path, task: Task | None, real: dict[Path, Path] | None = None
+) -> dict[str, Any]:
     if not isinstance(item, dict) or not item.get(IMAGE):
         raise ValueError(bad_value(where, IMAGE, "absent", "a path, a list of paths or a folder"))
     source = item[IMAGE]
     paths = source if isinstance(source, list) else [source]
     if not all(isinstance(path, str) for path in paths):
         raise ValueError(bad_value(where, IMAGE, source, "a path, a list of paths or a folder"))
-    inside = [resolve_inside(where, path, root) for path in paths]
+    inside = [resolve_inside(where, path, root, real) for path in paths]
     out = dict(item)
     out[IMAGE] = inside if isinstance(source, list) else inside[0]
     out[SOURCE] = source if isinstance(source, str) else f"{paths[0]} (+{len(paths) - 1} files)"
@@ -159,6 +190,9 @@ def _read_item(where: str, item: Any, root: Path, task: Task | None) -> dict[str
     ):
         if item.get(key) is not None and not fits(item[key]):
             raise ValueError(bad_value(where, key, item[key], allowed))
+    times = item.get(FRAME_TIMES)
+    if len(paths) > 1 and times is not None and len(times) != len(paths):
+        raise ValueError(bad_value(where, FRAME_TIMES, f"{len(times)} times", f"{len(paths)}, one for each file"))
     if LABEL in item:
         if task is None:
             raise ValueError(bad_value(where, LABEL, item[LABEL], f"a {TASK} block that names the classes"))
@@ -166,16 +200,30 @@ def _read_item(where: str, item: Any, root: Path, task: Task | None) -> dict[str
     return out
 
 
-def resolve_inside(where: str, path: str, root: Path) -> Path:
+def resolve_inside(where: str, path: str, root: Path, real: dict[Path, Path] | None = None) -> Path:
     """The absolute path of a list entry.
+
+    Args:
+        where: names the item.
+        path: as the list spells it.
+        root: what it is relative to.
+        real: real paths of folders already looked up; gets those looked up here.
 
     Raises:
         ValueError: it leads out of `root`, by `..`, as an absolute path or through a link.
     """
-    absolute = root / path
-    if "\0" in path or not absolute.resolve().is_relative_to(root.resolve()):
+    absolute, real = root / path, {} if real is None else real
+    if "\0" in path or not _real_path(absolute, real).is_relative_to(_real_path(root, real)):
         raise ValueError(bad_value(where, IMAGE, path, "a path inside dataset_dir"))
     return absolute
+
+
+def _real_path(path: Path, real: dict[Path, Path]) -> Path:
+    """The path without links and `..`; quick for many files of one folder, which is followed once."""
+    parent = real.get(path.parent)
+    if parent is None:
+        parent = real[path.parent] = path.parent.resolve()
+    return path.resolve() if path.name in ("", "..") or path.is_symlink() else parent / path.name
 
 
 def check_label(where: str, label: Any, task: Task) -> int | list[int]:
@@ -195,8 +243,8 @@ def check_label(where: str, label: Any, task: Task) -> int | list[int]:
     return label
 
 
-def _refuse_leaks(path: Path, content: dict[str, Any]) -> None:
-    """One patient in one split, one sequence in the list."""
+def _refuse_leaks(path: Path, content: dict[str, Any], real: dict[Path, Path]) -> None:
+    """One patient in one split, one sequence in the list, told by real paths."""
     split_of: dict[str, str] = {}
     seen: dict[tuple[str, str], str] = {}
     for split in SPLITS:
@@ -215,7 +263,7 @@ def _refuse_leaks(path: Path, content: dict[str, Any]) -> None:
                 )
             image = item[IMAGE] if isinstance(item[IMAGE], list) else [item[IMAGE]]
             files = [file for p in image for file in ([p, *p.iterdir()] if p.is_dir() else [p])]
-            names = [(IMAGE, str(file.resolve())) for file in files]
+            names = [(IMAGE, str(_real_path(file, real))) for file in files]
             names += [(SEQUENCE, str(item[SEQUENCE]))] if item.get(SEQUENCE) is not None else []
             for name in names:
                 if name in seen:
