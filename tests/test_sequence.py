@@ -18,6 +18,7 @@ from pydicom.tag import Tag
 from scripts.datalists.collect import find_sequences
 from scripts.dicom.facts import CODES, NUMBERS
 from scripts.dicom.files import is_dicom, sequence_files
+from scripts.dicom.header import Shutter, Voi
 from scripts.dicom.sequence import HEADER_TAGS, read_frames, read_header
 from scripts.errors import SequenceError
 from tests.conftest import (
@@ -94,6 +95,24 @@ def test_real_sequence_read_in_part_equals_the_same_frames_of_the_whole(shared_d
     header = read_header(shared_data / "real_xa" / "xa_siemens_rubo0002_96f_jpegbaseline.dcm")
     chosen = [0, 5, 47, 95]
     np.testing.assert_array_equal(read_frames(header, chosen), read_frames(header, range(96))[chosen])
+
+
+def test_real_files_are_shown_as_their_index_states(shared_data):
+    folder, windows = shared_data / "real_xa", 0
+    for entry in index_of("real_xa"):
+        voi, window = read_header(folder / entry["file"]).voi, [v and float(v) for v in entry["window"]]
+        assert (voi and [voi.center, voi.width]) == (window if window[0] is not None else None)
+        windows += voi is not None
+    assert windows == 2
+    ge = read_header(folder / "xa_ge_innova_phantom_IM8_jpegll.dcm")
+    assert (
+        ge.shutters == (Shutter(rectangle=(5, 505, 7, 507)),) * 2
+    )  # display shutter and collimator: 6 to 506, 8 to 508
+    assert ge.warnings == ("(0028,1040) PixelIntensityRelationship is another value: taken as unknown",)
+    siemens = read_header(folder / "xa_siemens_rubo0002_96f_jpegbaseline.dcm")
+    assert (siemens.mask_steps, siemens.shutters, siemens.warnings) == ((), (), ())  # its mask operation is NONE
+    capture = read_header(folder / "xa_nema_wg04_XA1_UNC.dcm")
+    assert ["Secondary Capture" in w or "BurnedInAnnotation" in w for w in capture.warnings] == [True, True]
 
 
 MALFORMED = index_of("malformed")
@@ -179,6 +198,112 @@ def test_read_header_of_single_frame_files_orders_them_by_acquisition_time(save_
     np.testing.assert_allclose(header.frame_times_ms, [0, 1000, 2000, 20000, 42000])
     np.testing.assert_array_equal(read_frames(header, range(5)), ramp(5)[[1, 3, 4, 0, 2]])
     assert header.num_frames == 5 and len(header.transfer_syntax) == 5
+
+
+@pytest.mark.parametrize(
+    ("each", "times_ms", "order", "warned"),
+    [
+        (  # past midnight
+            [{"AcquisitionDate": f"2020010{d}", "AcquisitionTime": t} for d, t in ((2, "000001.5"), (1, "235959.25"))],
+            [0, 2250],
+            [1, 0],
+            [],
+        ),
+        (  # the clock is set back at 3 h, which the offsets tell
+            [{"AcquisitionDateTime": t} for t in ("20201025020010+0100", "20201025025950+0200")],
+            [0, 20_000],
+            [1, 0],
+            [],
+        ),
+        (
+            [
+                {"AcquisitionDateTime": "20201025020010", "TimezoneOffsetFromUTC": "+0100"},
+                {"AcquisitionDateTime": "20201025025950", "TimezoneOffsetFromUTC": "+0200"},
+            ],
+            [0, 20_000],
+            [1, 0],
+            [],
+        ),
+        (  # two pictures of one moment, angiogram and red-free, are told apart by number
+            [{"AcquisitionDateTime": f"2020010110000{s}", "InstanceNumber": n} for s, n in ((5, 1), (1, 3), (1, 2))],
+            [0, 0, 4000],
+            [2, 1, 0],
+            ["(0008,002A) AcquisitionDateTime has 1 zero gaps"],
+        ),
+        (
+            [{"AcquisitionTime": f"10000{s}", "FrameTime": "1500", "InstanceNumber": 1} for s in (4, 0, 2)],
+            [0, 2000, 4000],
+            [1, 2, 0],
+            ["AcquisitionTime gives 2000 ms on average but (0018,1063) FrameTime 1500 ms"],
+        ),
+    ],
+)
+def test_read_header_of_single_frame_files_reads_their_clocks_on_one_axis(save_series, each, times_ms, order, warned):
+    header = read_header(save_series("exam", each))
+    np.testing.assert_allclose(header.frame_times_ms, times_ms, atol=1e-3)
+    np.testing.assert_array_equal(read_frames(header, range(len(each))), ramp(len(each))[order])
+    assert [part in w for part, w in zip(warned, header.warnings, strict=True)] == [True] * len(warned)
+
+
+def test_read_header_of_single_frame_files_of_one_moment_keeps_the_order_they_came_in(save):
+    seconds = [7, 3, 3, 3]
+    paths = [
+        save(f"exam/{i}.dcm", ramp(4)[i : i + 1], AcquisitionDateTime=f"2020010110000{s}")
+        for i, s in enumerate(seconds)
+    ]
+    for source, order in ((paths, [1, 2, 3, 0]), (paths[::-1], [3, 2, 1, 0]), (paths[0].parent, [1, 2, 3, 0])):
+        header = read_header(source)
+        assert header.files == tuple(paths[i] for i in order)
+        assert header.warnings == ("(0008,002A) AcquisitionDateTime has 2 zero gaps",)
+
+
+def test_read_header_of_single_frame_files_shown_differently_uses_the_first_in_time(save_series):
+    each = [{"InstanceNumber": n, "WindowCenter": str(10 * n), "WindowWidth": "50"} for n in (2, 1, 3)]
+    header = read_header(save_series("exam", each, PixelPaddingValue=0))
+    assert header.voi == Voi(10, 50) and header.padding == (0, 0)
+    assert header.warnings == ("(0028,1050) WindowCenter differs between files: that of the first is used for all",)
+
+
+def test_read_header_of_a_palette_file_is_in_colour_of_the_bits_of_its_table(save):
+    table = (np.arange(256) * 257).astype("<u2").tobytes()
+    colours = {f"{c}PaletteColorLookupTable{part}": v for c in ("Red", "Green", "Blue") for part, v in palette(table)}
+    frames = ramp()
+    header = read_header(save(frames=frames, PhotometricInterpretation="PALETTE COLOR", WindowCenter="1", **colours))
+    assert (header.photometric, header.bits_stored, header.voi) == ("PALETTE COLOR", 16, None)
+    stored = read_frames(header, [0, 3])
+    np.testing.assert_array_equal(stored, (frames[[0, 3], ..., None].astype(int) * 257).repeat(3, axis=-1))
+
+
+def palette(table: bytes) -> list[tuple[str, object]]:
+    return [("Descriptor", [256, 0, 16]), ("Data", table)]
+
+
+@pytest.mark.parametrize("outer", ["deflated", "headless"])
+def test_read_header_of_an_unusual_outer_form_is_that_of_the_plain_file(save, tmp_path, outer):
+    options = {"FrameTime": "40", "WindowCenter": "100", "WindowWidth": "50"}
+    plain = save(frames=ramp(bits=12), bits=12, **options)
+    if outer == "deflated":
+        other = save("other.dcm", frames=ramp(bits=12), bits=12, syntax=DEFLATED, **options)
+    else:
+        other = tmp_path / "other.dcm"
+        other.write_bytes(plain.read_bytes()[132:])
+    wanted, found = read_header(plain), read_header(other)
+    np.testing.assert_array_equal(found.frame_times_ms, wanted.frame_times_ms)
+    assert (found.voi, found.facts, found.warnings, found.bits_stored) == (wanted.voi, wanted.facts, (), 12)
+    np.testing.assert_array_equal(read_frames(found, range(4)), ramp(bits=12))
+
+
+@pytest.mark.parametrize("text", ["100001", "9" * 40, "4.0", "four"])
+def test_read_header_of_no_possible_number_of_frames_is_refused(save, text):
+    path = save(PatientComments="x" * 40)
+    ds = dcmread(path)
+    raw = text.encode() + b" " * (len(text) % 2)
+    ds[Tag("NumberOfFrames")] = RawDataElement(Tag("NumberOfFrames"), "IS", len(raw), raw, 0, False, True)
+    ds.save_as(path)
+    with pytest.raises(SequenceError) as refused:
+        read_header(path)
+    assert_message(refused.value, path, "(0028,0008) NumberOfFrames", "an integer from 1 to 100000")
+    assert "four" not in str(refused.value)
 
 
 def test_read_header_of_single_frame_files_without_times_orders_them_by_number(save_series):

@@ -13,7 +13,18 @@ import pydicom
 from pydicom import Dataset, uid
 from pydicom.tag import Tag
 
-from scripts.dicom.display import DISPLAY_TAGS, display_shutters, display_voi, mask_steps, padding
+from scripts.dicom.display import (
+    COLLIMATOR_TAGS,
+    DISPLAY_TAGS,
+    PADDING_TAGS,
+    RESCALE_TAGS,
+    SHUTTER_TAGS,
+    VOI_TAGS,
+    display_shutters,
+    display_voi,
+    mask_steps,
+    padding,
+)
 from scripts.dicom.facts import (
     FACT_TAGS,
     check_class,
@@ -29,7 +40,7 @@ from scripts.dicom.layout import PixelLayout
 from scripts.dicom.part10 import open_part10, reading
 from scripts.dicom.pixels import PALETTE, check_pixel_data, read_layout, read_stored, stored_bits
 from scripts.dicom.streams import Part10
-from scripts.dicom.times import TIMING_TAGS, acquisition_clock, frame_times, series_times, temporal_order
+from scripts.dicom.times import TIMING_TAGS, Clock, acquisition_clock, frame_times, series_times, temporal_order
 from scripts.dicom.values import field_name, integers, shown, value_of
 from scripts.errors import SequenceError, bad_value
 
@@ -39,6 +50,7 @@ HEADER_TAGS = [
     *(*FACT_TAGS, *TIMING_TAGS, *FUNCTIONAL_TAGS, *DISPLAY_TAGS, "InstanceNumber"),
     "PixelRepresentation",  # pydicom needs it to tell US from SS
 ]
+ONE_A_SEQUENCE = (*VOI_TAGS[:3], *RESCALE_TAGS, *SHUTTER_TAGS, *COLLIMATOR_TAGS, *PADDING_TAGS)
 FORMAT = {  # fields of PixelLayout in which all files of a sequence agree
     "rows": "Rows",
     "columns": "Columns",
@@ -60,6 +72,8 @@ class _File(NamedTuple):
     bits: int  # that its values range over
     syntax: str
     num_frames: int
+    clock: Clock | None  # of its frames, of an enhanced object
+    warnings: list[str]
 
 
 def read_header(source: Path | Sequence[Path], max_sequence_bytes: int = DEFAULT_MAX_SEQUENCE_BYTES) -> SequenceHeader:
@@ -76,12 +90,8 @@ def read_header(source: Path | Sequence[Path], max_sequence_bytes: int = DEFAULT
     paths = sequence_files(source)
     name = source if isinstance(source, Path) else paths[0].parent
     files = [_read_file(path, max_sequence_bytes // len(paths)) for path in paths]
-    num_frames = sum(file.num_frames for file in files)
-    first = files[0]
     if len(files) == 1:
-        with reading(first.path, "functional groups"):
-            clock, warnings = lift_groups(first.path, first.header, num_frames)
-        times, odd = frame_times(first.header, num_frames, clock)
+        times, odd = frame_times(files[0].header, files[0].num_frames, files[0].clock)
     else:
         many = next((file for file in files if file.num_frames > 1), None)
         if many is not None:
@@ -96,19 +106,17 @@ def read_header(source: Path | Sequence[Path], max_sequence_bytes: int = DEFAULT
             )
         files, times, odd = _in_order(name, files, listed=not isinstance(source, Path))
         _check_alike(name, files)
-        first, warnings = files[0], []
-    for file in files:
-        warnings += [*check_class(file.path, file.header), *privacy_warnings(file.header)]
-    return _sequence_header(files, times, [*warnings, *intensity_warnings(first.header), *odd])
+        odd += _differences(files)
+    return _sequence_header(files, times, [warning for file in files for warning in file.warnings] + odd)
 
 
 def _sequence_header(files: list[_File], times: np.ndarray, warnings: list[str]) -> SequenceHeader:
-    path, header, layout, bits, _, num_frames = files[0]
+    path, header, layout, bits, *_ = files[0]
     with reading(path, "display attributes"):
         monochrome = layout.photometric in MONOCHROME
         voi, odd_voi = display_voi(header, is_x_ray(header), layout.signed) if monochrome else (None, [])
         shutters, odd_shutters = display_shutters(header, layout.rows, layout.columns)
-        masks, odd_masks = mask_steps(header, num_frames) if len(files) == 1 else ((), [])
+        masks, odd_masks = mask_steps(header, len(times)) if len(files) == 1 else ((), [])
         padded, odd_padding = padding(header, layout.allocated, layout.signed)
     warnings = [*warnings, *odd_voi, *odd_shutters, *odd_masks, *odd_padding]
     return SequenceHeader(
@@ -169,7 +177,9 @@ def _read_file(path: Path, max_bytes: int) -> _File:
         if value_of(header, "SOPClassUID") is None and file.sop_class:
             header.SOPClassUID = uid.UID(file.sop_class)
         check_pixel_data(path, file, header, frame_bytes, frames)
-        return _File(path, header, layout, bits, file.syntax, frames)
+        warnings = [*check_class(path, header), *privacy_warnings(header), *intensity_warnings(header)]
+        clock, odd = lift_groups(path, header, frames)
+        return _File(path, header, layout, bits, file.syntax, frames, clock, warnings + odd)
 
 
 def _number_of_frames(path: Path, file: Part10) -> int:
@@ -200,6 +210,15 @@ def _in_order(name: Path, files: list[_File], listed: bool) -> tuple[list[_File]
     clock = clock._replace(moments_ms=[clock.moments_ms[i] for i in order])
     files = [files[i] for i in order]
     return files, *series_times(files[0].header, len(files), clock)
+
+
+def _differences(files: list[_File]) -> list[str]:
+    """Attributes of display in which the files differ: the scale of intensities is one for a sequence."""
+    return [
+        f"{field_name(keyword)} differs between files: that of the first is used for all"
+        for keyword in ONE_A_SEQUENCE
+        if len({str(value_of(file.header, keyword)) for file in files}) > 1
+    ]
 
 
 def _check_alike(name: Path, files: list[_File]) -> None:
