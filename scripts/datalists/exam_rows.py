@@ -14,7 +14,7 @@ LABEL_COLUMNS = (LABEL, "labels", "target", "impression")  # in this order, wher
 EXAM_KEYS = ("exam", "exam_id", "folder", "id", "name")
 FRAMES_KEY = "frames"
 SEPARATORS = re.compile(r"[,;|]")
-MISSING = ("", "nan", "none", "null")
+MISSING = ("", "nan", "null")  # not "none", which can be a class
 
 
 def exam_name(text: object) -> str:
