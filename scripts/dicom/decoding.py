@@ -33,7 +33,7 @@ def _pillow(stream: bytes, layout: PixelLayout, _: int) -> np.ndarray:
 
     image = Image.open(io.BytesIO(stream), formats=("JPEG",))
     if layout.samples == 3:
-        says = "jfif" in image.info or "adobe" in image.info or [c[0] for c in image.layer] == [82, 71, 66]  # type: ignore[attr-defined]
+        says = "jfif" in image.info or "adobe_transform" in image.info or [c[0] for c in image.layer] == [82, 71, 66]  # type: ignore[attr-defined]
         if layout.photometric == "RGB" and not says:
             image.draft("YCbCr", image.size)  # as they are: libjpeg would take them for YCbCr
     return np.asarray(image)
