@@ -70,6 +70,14 @@ def test_reference_time_is_preferred_to_the_start_of_acquisition_and_both_to_an_
     np.testing.assert_allclose(read, [TIMES_MS, [0, 0, 100, 350], [0, 7000, 8000, 9000]], atol=1e-3)
 
 
+def test_frames_have_the_times_of_their_temporal_positions(save):
+    frames = [
+        group("TemporalPositionSequence", TemporalPositionTimeOffset=seconds) for seconds in (1.0, 1.25, 4.0, 4.5)
+    ]
+    header = read_header(save(PerFrameFunctionalGroupsSequence=Sequence(frames)))
+    np.testing.assert_allclose(header.frame_times_ms, [0, 250, 3000, 3500])
+
+
 def test_times_that_run_back_or_stand_still_are_held_and_counted(save):
     values = [DATE_TIMES[0], DATE_TIMES[2], DATE_TIMES[1], DATE_TIMES[1]]
     header = read_header(save(PerFrameFunctionalGroupsSequence=contents("FrameReferenceDateTime", values)))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from pydicom import DataElement, Dataset, config, dcmread, uid
+from pydicom import DataElement, Dataset, Sequence, config, dcmread, uid
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
@@ -577,6 +577,32 @@ TIMING = {
 }
 
 
+def item(**attributes: object) -> Sequence:
+    """A sequence attribute of one item."""
+    ds = Dataset()
+    for keyword, value in attributes.items():
+        setattr(ds, keyword, value)
+    return Sequence([ds])
+
+
+DISPLAY = {
+    "WindowCenter": ["40", "50"],
+    "WindowWidth": ["90", "100"],
+    "ShutterShape": ["RECTANGULAR", "CIRCULAR"],
+    "ShutterUpperHorizontalEdge": 2,
+    "ShutterLowerHorizontalEdge": 9,
+    "ShutterLeftVerticalEdge": 2,
+    "ShutterRightVerticalEdge": 9,
+    "CenterOfCircularShutter": [5, 5],
+    "RadiusOfCircularShutter": 5,
+    "MaskSubtractionSequence": item(MaskOperation="AVG_SUB", MaskFrameNumbers=[1, 2], MaskSubPixelShift=[0.5, 1.0]),
+    "SharedFunctionalGroupsSequence": item(FrameVOILUTSequence=item(WindowCenter="3", WindowWidth="4")),
+    "PerFrameFunctionalGroupsSequence": Sequence(
+        [item(FrameContentSequence=item(FrameReferenceDateTime=f"2020010110101{i}.5"))[0] for i in range(4)]
+    ),
+}
+
+
 def read_or_refuse(path: Path, decode: bool = True) -> bool:
     """True if the file reads, with everything about it agreeing; False if it is refused as it should be."""
     start = time.perf_counter()
@@ -596,6 +622,13 @@ def read_or_refuse(path: Path, decode: bool = True) -> bool:
     known = header.frame_times_ms[~np.isnan(header.frame_times_ms)]
     assert known[0] == 0 and (np.diff(known) >= 0).all() and np.isfinite(known).all()
     assert header.num_frames == 4
+    assert_no_person(header)
+    for top, bottom, left, right in (s.rectangle for s in header.shutters if s.rectangle):
+        assert 0 <= top <= bottom < header.rows and 0 <= left <= right < header.columns
+    for step in header.mask_steps:
+        frames = [*step.mask_frames, *(frame for pair in step.frame_ranges for frame in pair)]
+        assert all(0 <= frame < 4 for frame in frames) and (step.mask_frames or step.operation == "TID")
+    assert header.voi is None or header.voi.width > 0
     return True
 
 
@@ -603,7 +636,9 @@ def read_or_refuse(path: Path, decode: bool = True) -> bool:
 def valid_files(tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("valid")
     return {
-        kind: save_dicom(folder / f"{kind}.dcm", ramp(bits=bits), bits, syntax, **TIMING, **PERSON).read_bytes()
+        kind: save_dicom(
+            folder / f"{kind}.dcm", ramp(bits=bits), bits, syntax, **TIMING, **DISPLAY, **PERSON
+        ).read_bytes()
         for kind, (syntax, bits) in KINDS.items()
     }
 

@@ -41,7 +41,7 @@ CODES = {
     "PixelIntensityRelationship": ("LIN", "LOG", "DISP"),  # PS3.3 C.8.7.1.1.2
     "ImageLaterality": ("R", "L", "B", "U"),
 }
-ANGLES = {"PositionerPrimaryAngle": 180.0, "PositionerSecondaryAngle": 90.0}  # degrees, PS3.3 C.8.7.5.1.2
+ANGLES = {"PositionerPrimaryAngle": 180.0, "PositionerSecondaryAngle": 90.0}  # degrees, PS3.3 C.8.7.5
 NUMBERS = {"BitsStored": (1.0, 16.0), **{key: (-most, most) for key, most in ANGLES.items()}}
 FACT_TAGS = (*CODES, *NUMBERS, "SOPClassUID", "BurnedInAnnotation")
 
@@ -105,7 +105,7 @@ def check_class(path: Path, header: Dataset) -> list[str]:
 
 
 def privacy_warnings(header: Dataset) -> list[str]:
-    """Attributes that say, or fail to deny, that a person's name stands in the pixels (PS3.3 C.7.6.1.1.2)."""
+    """Attributes that say, or fail to deny, that a person's name stands in the pixels (PS3.3 C.7.6.1)."""
     value = value_of(header, "BurnedInAnnotation")
     if value == "NO" or (value is None and not _is_capture(value_of(header, "SOPClassUID"))):
         return []

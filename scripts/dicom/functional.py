@@ -68,13 +68,16 @@ def _differs(frames: Iterable[Dataset], group: str, keywords: tuple[str, ...]) -
 
 
 def _clock(frames: list[Dataset]) -> Clock | None:
-    """Date-times of FrameContentSequence, the representative ones first, else TemporalPositionTimeOffset."""
+    """Date-times of each frame's content, the representative ones first, else its temporal position in seconds."""
     contents = [next(iter(items(frame, "FrameContentSequence")), Dataset()) for frame in frames]
     for keyword in ("FrameReferenceDateTime", "FrameAcquisitionDateTime"):
         clock = comparable(keyword, [moment(value_of(content, keyword) or "") for content in contents])
         if None not in clock.moments_ms[:1] and len(set(clock.moments_ms)) > 1:
             return clock
-    offsets = [number(value_of(content, "TemporalPositionTimeOffset")) for content in contents]
+    keyword = "TemporalPositionTimeOffset"  # of the Temporal Position macro; some put it beside the date-times
+    positions = [next(iter(items(frame, "TemporalPositionSequence")), Dataset()) for frame in frames]
+    values = [value_of(p if keyword in p else c, keyword) for p, c in zip(positions, contents, strict=True)]
+    offsets = [number(value) for value in values]
     if any(offset is not None for offset in offsets):
-        return Clock("TemporalPositionTimeOffset", [None if o is None else o * 1000.0 for o in offsets], [])  # in s
+        return Clock(keyword, [None if offset is None else offset * 1000.0 for offset in offsets], [])
     return None
