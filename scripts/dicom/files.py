@@ -1,7 +1,7 @@
 """A file, folder, list or DICOMDIR -> the DICOM files in it, told by their content alone."""
 
 from collections.abc import Sequence
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 
 import pydicom
 from pydicom import Dataset
@@ -100,7 +100,7 @@ def _name(record: Dataset) -> list[str]:
 
 def _inside(path: Path, name: list[str], folders: dict[Path, dict[str, Path]]) -> Path:
     """The file below the DICOMDIR's folder; `folders` keeps the names of those already listed."""
-    if any(part in ("", ".", "..") or len(PureWindowsPath(part).parts) != 1 or "/" in part for part in name):
+    if any(part in ("", ".", "..") or set(part) & set("/\\:") for part in name):
         raise SequenceError(bad_value(path, "(0004,1500) ReferencedFileID", "a path of its own", "names in its folder"))
     place = path.parent
     for part in name:
