@@ -1,6 +1,7 @@
 """A folder and a table of labels become a datalist: patients renamed and kept apart, labels checked, all told."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_make_datalist_without_labels_puts_all_in_test_without_a_task(labelled_f
 def test_make_datalist_of_a_folder_without_images_is_refused(tmp_path):
     with pytest.raises(ValueError) as refused:
         make_datalist(tmp_path)
-    assert_message(refused.value, tmp_path, "folder", "without DICOM images")
+    assert_message(refused.value, tmp_path, "folder", "without exams")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -143,7 +144,7 @@ def test_find_inputs_of_nothing_usable_is_refused(tmp_path):
     (tmp_path / "empty").mkdir()
     write_datalist(tmp_path / "list.json", {"test": []})
     for source, parts in (
-        (tmp_path / "empty", ("folder", "without DICOM images")),
+        (tmp_path / "empty", ("folder", "without exams")),
         (tmp_path / "list.json", ("datalist", "empty", "at least one item")),
     ):
         with pytest.raises(ValueError) as refused:
@@ -153,6 +154,16 @@ def test_find_inputs_of_nothing_usable_is_refused(tmp_path):
         with pytest.raises(FileNotFoundError) as refused:
             find_inputs(source, tmp_path)
         assert_message(refused.value, source, "absent")
+
+
+def test_make_datalist_of_a_name_that_is_no_utf8_lists_it_and_can_be_printed(save, tmp_path):
+    save("exams/run.dcm").rename(tmp_path / "exams" / os.fsdecode(b"l\xe4sion.dcm"))
+    (tmp_path / "exams" / "two\nlines.bin").write_bytes(b"x")
+    said = make_datalist(tmp_path / "exams")
+    assert said.encode("utf-8").decode() == said
+    assert said.splitlines()[0] == "left out: two?lines.bin: no file that holds a sequence"
+    (item,) = all_items(tmp_path / "exams" / "datalist.json", tmp_path / "exams")
+    assert item[IMAGE].is_file()
 
 
 # --- tables with patients and splits ---

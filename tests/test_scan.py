@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -357,6 +358,47 @@ def test_find_sequences_follows_no_link_out_of_the_folder_and_says_so(save, tmp_
         "a/link.dcm: leads out of the folder",
         "folder: a link to a folder, not followed",
     ]
+
+
+@pytest.mark.parametrize("circle", [("a", "a"), ("a", "b")])
+def test_find_sequences_goes_on_past_links_in_a_circle(save, tmp_path, circle):
+    save("run.dcm")
+    (tmp_path / circle[0]).symlink_to(tmp_path / circle[1])
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    items, left_out, _ = find_sequences(tmp_path, progress=False)
+    assert [item[IMAGE] for item in items] == ["run.dcm"]
+    assert [line.split(":")[0] for line in left_out] == ["a", "b"]
+
+
+def test_find_sequences_does_not_wait_for_a_pipe(save, tmp_path):
+    save("run.dcm")
+    os.mkfifo(tmp_path / "pipe.dcm")
+    items, left_out, _ = find_sequences(tmp_path, progress=False)
+    assert [item[IMAGE] for item in items] == ["run.dcm"]
+    assert left_out == ["pipe.dcm: absent or no regular file"]
+
+
+def test_find_sequences_goes_on_past_a_file_that_may_not_be_read(save, tmp_path, monkeypatch):
+    save("a.dcm")
+    refused = save("b.dcm")
+
+    def deny(path: Path) -> bool:
+        if path == refused:
+            raise PermissionError(13, "denied", str(path))
+        return True
+
+    monkeypatch.setattr("scripts.datalists.scan.is_dicom", deny)
+    items, left_out, _ = find_sequences(tmp_path, progress=False)
+    assert [item[IMAGE] for item in items] == ["a.dcm"]
+    assert left_out == ["b.dcm: unreadable (PermissionError)"]
+
+
+def test_find_sequences_orders_files_as_the_reader_does(save, tmp_path):
+    for number, (name, time) in enumerate({"a": "100000", "b": "095959", "c": "100001"}.items()):
+        save(f"{name}/1.dcm", ramp(1), PatientID="A", ContentDate="20200101", ContentTime=time, InstanceNumber=number)
+    (image,) = images(tmp_path)
+    assert image == ["b/1.dcm", "a/1.dcm", "c/1.dcm"]
+    assert [str(file.relative_to(tmp_path)) for file in read_header([tmp_path / name for name in image]).files] == image
 
 
 # --- other containers ---

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.datalists.datalist import Task, all_items, class_counts
+from scripts.datalists.findings import printable
 from scripts.datalists.labels import (
     LabelRow,
     given_splits,
@@ -60,8 +61,8 @@ def find_inputs(source: str | Path, dataset_dir: str | Path) -> list[dict[str, A
     items, left_out, _ = find_sequences(path)
     root = path if path.is_dir() else path.parent
     for reason in left_out:
-        logger.warning(f"left out: {reason}")
-    _refuse_none(root, items)
+        logger.warning(f"left out: {printable(reason)}")
+    _refuse_none(root, items, left_out)
     for item in items:
         image = item[IMAGE]
         item[SOURCE] = image if isinstance(image, str) else f"{image[0]} (+{len(image) - 1} files)"
@@ -105,22 +106,23 @@ def make_datalist(
     rows_of_exams = table is not None and table.suffix.lower() == ".json"
     if layout == ANGIOREPORT or (layout == AUTO and (rows_of_exams or is_angioreport(root))):
         items, rows, lines, made = read_angioreport(root, table, label_column)
-        _refuse_none(root, items)
+        _refuse_none(root, items, [line.removeprefix("left out: ") for line in lines])
     else:
         items, left_out, made = find_sequences(source)
-        _refuse_none(root, items)
+        _refuse_none(root, items, left_out)
         rows = [None] * len(items) if table is None else _rows_of(items, table, label_column or LABEL, left_out)
         lines = [f"left out: {reason}" for reason in left_out]
     splits, task, unlabelled = _label_and_split(items, rows, classes, num_folds, seed)
     lines += [f"no label: {image}" for image in unlabelled]
     path = Path(output) if output else root / "datalist.json"
     write_datalist(path, ({TASK: task} if task else {}) | {SYNTHETIC: synthetic or made} | splits)
-    return "\n".join([*lines, *_summary(splits, task), str(path)])
+    return "\n".join(map(printable, [*lines, *_summary(splits, task), path]))
 
 
-def _refuse_none(root: Path, items: Sequence[object]) -> None:
+def _refuse_none(root: Path, items: Sequence[object], left_out: Sequence[str]) -> None:
     if not items:
-        raise ValueError(bad_value(root, "folder", "without DICOM images", "at least one angiography exam"))
+        why = f"{len(left_out)} files were left out, the first: {left_out[0]}." if left_out else ""
+        raise ValueError(bad_value(root, "folder", "without exams", "at least one angiography exam", why))
 
 
 def _rows_of(

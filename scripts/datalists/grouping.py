@@ -9,9 +9,10 @@ from typing import Any
 import pydicom
 
 from scripts.dicom.part10 import open_object, reading
-from scripts.dicom.times import TIMING_TAGS, acquisition_ms, temporal_order
+from scripts.dicom.times import CLOCKS, acquisition_clock, temporal_order
 from scripts.errors import SequenceError
 
+CLOCK_TAGS = (*(keyword for clock in CLOCKS for keyword in clock), "TimezoneOffsetFromUTC")
 GROUPING_TAGS = [
     "PatientID",
     "SOPClassUID",
@@ -28,7 +29,7 @@ GROUPING_TAGS = [
     "Columns",
     "SamplesPerPixel",
     "Manufacturer",
-    *TIMING_TAGS,
+    *CLOCK_TAGS,
 ]
 OPHTHALMIC = ("OP", "OPT")
 CLASS = "1.2.840.10008.5.1.4.1.1."  # PS3.4 B.5: storage SOP classes begin so
@@ -54,7 +55,7 @@ class RunFile:
     shares_series: bool = True  # False in ophthalmic exports that give each file a series of its own
     acquisition: int | None = None
     number: int | None = None
-    acquired_ms: float | None = None
+    clock: pydicom.Dataset | None = None  # its CLOCK_TAGS alone; None: damaged
 
 
 def read_run_file(path: Path, name: str) -> RunFile | str:
@@ -107,6 +108,10 @@ def _place(path: Path, name: str, header: pydicom.Dataset) -> RunFile:
     else:
         run = (series or str(path.parent), *(plane for plane in PLANES if plane in _image_type(header)))
     size = tuple(str(header.get(keyword)) for keyword in ("Rows", "Columns", "SamplesPerPixel"))
+    clock = pydicom.Dataset()
+    for keyword in CLOCK_TAGS:
+        if keyword in header:
+            clock[keyword] = header[keyword]
     number, acquisition = (header.get(keyword) for keyword in ("InstanceNumber", "AcquisitionNumber"))
     return RunFile(
         path=path,
@@ -118,7 +123,7 @@ def _place(path: Path, name: str, header: pydicom.Dataset) -> RunFile:
         shares_series=not eye,
         acquisition=None if eye or acquisition is None else int(acquisition),
         number=None if number is None else int(number),
-        acquired_ms=acquisition_ms(header),
+        clock=clock,
     )
 
 
@@ -135,7 +140,7 @@ def as_sequences(files: Iterable[RunFile], root: Path, in_folder: Mapping[Path, 
         runs[(file.path,) if file.run is None else file.run].append(file)
     out: list[tuple[Any, Hashable]] = []
     for run in (part for whole in runs.values() for part in _parts(whole)):
-        order = temporal_order([file.acquired_ms for file in run], [file.number for file in run])
+        order = _order(run)
         folder = run[0].path.parent
         if order is None or len(run) == 1:
             out += [(file.name, file.patient) for file in run]
@@ -144,6 +149,12 @@ def as_sequences(files: Iterable[RunFile], root: Path, in_folder: Mapping[Path, 
         else:
             out.append(([run[i].name for i in order], run[0].patient))
     return out
+
+
+def _order(run: list[RunFile]) -> list[int] | None:
+    """Positions of files in the order of time, as the reader will have them; None if nothing tells it."""
+    clock = acquisition_clock([file.clock or pydicom.Dataset() for file in run])
+    return temporal_order(clock.moments_ms, [file.number for file in run])
 
 
 def _parts(run: list[RunFile]) -> list[list[RunFile]]:

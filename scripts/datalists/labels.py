@@ -81,8 +81,10 @@ def read_labels(path: Path, label_column: str = LABEL) -> list[LabelRow]:
         FileNotFoundError, ValueError: no such file, a column or a value is missing.
     """
     columns, table = read_table(path)
-    if not all(columns.count(name) == 1 for name in (IMAGE, label_column)):
-        raise ValueError(bad_value(path, "columns", columns, f"{IMAGE} and {label_column}"))
+    for name in (IMAGE, label_column):
+        if columns.count(name) != 1:  # the others are not quoted: without a header they are the first exam's cells
+            there = f"{len(columns)}, {columns.count(name)} of them {name}"
+            raise ValueError(bad_value(path, "columns", there, f"{IMAGE} and {label_column}"))
     optional = [name for name in (PATIENT, SPLIT) if name in columns]
     rows = []
     for number, cells in table:

@@ -26,7 +26,7 @@ EXAM = re.compile(r"\d+_[LR]")  # patient and eye
 EXAM_DEPTH = 3  # folders from the root down to an exam, at most: Train/Train/12_L
 TABLES = ("Train/Train.csv", "Train.csv")  # where AngioReport has its labels
 CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")  # hours, minutes, seconds of a burned-in stamp
-NUM_THREADS = 8  # more wait on a disk than compute
+NUM_THREADS = 4  # for disks far away
 UNKNOWN_PLACE = float("-inf")
 
 

@@ -24,7 +24,7 @@ BESIDE = (".csv", ".json", ".txt", ".md", ".xml", ".html", ".log")  # lies besid
 DICOM_SUFFIXES = (".dcm", ".dicom", ".ima")
 TIFF_SUFFIXES = (".tif", ".tiff")
 STACK = "stack"  # an image of several frames
-NUM_THREADS = 8  # more wait on a disk than compute
+NUM_THREADS = 4  # for disks far away; on a near one it is the interpreter that limits
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,10 @@ def _look_at(path: Path, root: Path) -> _Look:
     try:
         if path.is_symlink() and not path.resolve(strict=True).is_relative_to(root.resolve()):
             return _Look(path, name, DICOM, reason="leads out of the folder")
+        if not path.is_file():  # opening a pipe would wait for ever
+            return _Look(path, name, "", reason="absent or no regular file")
         container = DICOM if is_dicom(path) else sequence_container(path)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter of links in a circle
         return _Look(path, name, "", reason=f"unreadable ({type(error).__name__})")
     if container == DICOM:
         found = read_run_file(path, name)
