@@ -21,8 +21,7 @@ DIRT = (None, "", "n/a", -3.0, "0:22", "40 s")  # what stands instead of a time;
 def write_angioreport(root: Path, num_patients: int = 15, seed: int = 0) -> tuple[Path, Path]:
     """Write `Train/Train/<exam>/<n>.jpg` of both eyes of each patient, `Train/Train.csv` and `split.json`.
 
-    In half of the exams, of both eyes of a patient or of one, a spot of the left picture keeps growing and brightening
-    (`leakage`). The CSV has dirty names, spaces and empty cells; the JSON has frames out of order and dirty times.
+    In one eye of each patient a spot of the left picture keeps growing and brightening (`leakage`). The CSV has dirty names, spaces and empty cells; the JSON has frames out of order and dirty times.
 
     Args:
         root: gets the folders.
@@ -33,7 +32,7 @@ def write_angioreport(root: Path, num_patients: int = 15, seed: int = 0) -> tupl
         The CSV and the JSON.
     """
     rng = np.random.default_rng(seed)
-    exams = [(f"{3 * p}_{eye}", (p + (eye == "R" and p % 4 == 0)) % 2) for p in range(num_patients) for eye in "LR"]
+    exams = [(f"{3 * p}_{eye}", (p + p // 5 + (eye == "R")) % 2) for p in range(num_patients) for eye in "LR"]
     splits: dict[str, list[dict[str, Any]]] = {"train": [], "validation": [], "test": []}
     for number, (exam, label) in enumerate(exams):
         folder = root / "Train" / "Train" / exam
