@@ -383,6 +383,7 @@ def test_comparable_moments_of_nobody_are_unknown():
         ([7.0, None, 9.0], {"CineRate": "25"}, [0, 40, 80], ["CineRate gives 25 frames/s but"]),
         ([7.0, None, 9.0], {}, [0, np.nan, 2], []),
         ([None, None, None], {}, [0, np.nan, np.nan], []),
+        ([0.0, 5.0, 9.0], {"FrameTimeVector": [0]}, [0, 5, 9], []),  # of one file, not of the sequence
     ],
 )
 def test_series_times_are_those_of_the_clock_else_of_a_stated_rate(moments, stated, times_ms, warned):

@@ -9,34 +9,13 @@ from scripts.dicom.pixels import SAMPLES
 from scripts.dicom.values import field_name, first, number, shown, value_of
 from scripts.errors import SequenceError, bad_value
 
+# PS3.3 C.7.3.1.1.1; DS, DF, CF, VF and FA are retired terms for angiography, of old archives
+X_RAY_MODALITIES = ("XA", "RF", "DS", "DF", "CF", "VF", "CR", "DX")
+EYE_MODALITIES = ("OP", "OPT", "OPTBSV", "OPTENF", "OPM", "FA")
+OTHER_MODALITIES = ("OT", "XC", "GM", "ES", "CT", "MR", "US", "IVUS", "IVOCT")
 # What leaves the reader beside pixels and times: known codes and numbers, so that free text in them stays behind.
 CODES = {
-    # PS3.3 C.7.3.1.1.1; DS, DF, CF, VF and FA are retired terms for angiography of old archives
-    "Modality": (
-        "XA",
-        "RF",
-        "DS",
-        "DF",
-        "CF",
-        "VF",
-        "FA",
-        "OP",
-        "OPT",
-        "OPTBSV",
-        "OPTENF",
-        "OPM",
-        "OT",
-        "XC",
-        "CR",
-        "DX",
-        "CT",
-        "MR",
-        "US",
-        "ES",
-        "GM",
-        "IVUS",
-        "IVOCT",
-    ),
+    "Modality": (*X_RAY_MODALITIES, *EYE_MODALITIES, *OTHER_MODALITIES),
     "PhotometricInterpretation": tuple(SAMPLES),
     "PixelIntensityRelationship": ("LIN", "LOG", "DISP"),  # PS3.3 C.8.7.1.1.2
     "ImageLaterality": ("R", "L", "B", "U"),

@@ -59,21 +59,22 @@ def frame_times(header: Dataset, num_frames: int, measured: Clock | None = None)
         num_frames: T.
         measured: the clock of each frame, of an enhanced object.
     """
-    pointers = value_of(header, "FrameIncrementPointer")
-    pointed = [int(p) for p in numbers(pointers) if p is not None]
-    order = [keyword for tag in pointed for keyword in ("FrameTimeVector", *INTERVALS) if Tag(keyword) == tag]
-    return _first_usable(header, num_frames, measured, order)
+    found, warnings = _stated_intervals(header, num_frames)
+    _add_vector(header, num_frames, found, warnings)
+    pointers = [int(p) for p in numbers(value_of(header, "FrameIncrementPointer")) if p is not None]
+    pointed = [keyword for tag in pointers for keyword in ("FrameTimeVector", *INTERVALS) if Tag(keyword) == tag]
+    return _first_usable(num_frames, found, warnings, measured, pointed)
 
 
 def series_times(header: Dataset, num_frames: int, clock: Clock) -> tuple[np.ndarray, list[str]]:
     """As `frame_times` for single-frame files in their order: by their clock, else by a stated constant rate."""
-    return _first_usable(header, num_frames, clock, [])
+    found, warnings = _stated_intervals(header, num_frames)
+    return _first_usable(num_frames, found, warnings, clock, [])
 
 
 def _first_usable(
-    header: Dataset, num_frames: int, clock: Clock | None, pointed: list[str]
+    num_frames: int, found: dict[str, np.ndarray], warnings: list[str], clock: Clock | None, pointed: list[str]
 ) -> tuple[np.ndarray, list[str]]:
-    found, warnings = _stated_times(header, num_frames) if num_frames > 1 else ({}, [])
     order = [*pointed, "FrameTime", "FrameTimeVector", *INTERVALS]
     if clock is not None and num_frames > 1:
         warnings += clock.warnings
@@ -94,11 +95,11 @@ def _first_usable(
     return times, warnings + gaps + _disagreements(keyword, found)
 
 
-def _stated_times(header: Dataset, num_frames: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Times (T,) of each usable attribute of the instance, and what is wrong with the others."""
+def _stated_intervals(header: Dataset, num_frames: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Times (T,) of each attribute that states a constant rate, and which state none."""
     found: dict[str, np.ndarray] = {}
     warnings = []
-    for keyword in INTERVALS:
+    for keyword in INTERVALS if num_frames > 1 else ():
         value = value_of(header, keyword)
         stated = number(value)
         interval = None if not stated else 1000.0 / stated if keyword in RATES else stated
@@ -106,17 +107,21 @@ def _stated_times(header: Dataset, num_frames: int) -> tuple[dict[str, np.ndarra
             found[keyword] = np.arange(num_frames) * interval
         elif value is not None:
             warnings.append(f"{field_name(keyword)} is {shown(value)}: not used, it gives no time between frames")
-    increments = numbers(value_of(header, "FrameTimeVector"))
-    if increments and len(increments) != num_frames:
-        warnings.append(
-            f"{field_name('FrameTimeVector')} has {len(increments)} values but {field_name('NumberOfFrames')} is "
-            f"{num_frames}: not used"
-        )
-    elif any(v is None or abs(v) > MAX_INTERVAL_MS for v in increments[1:]):
-        warnings.append(f"{field_name('FrameTimeVector')} is another value: not used, it needs milliseconds")
-    elif increments:  # the first increment is 0 (PS3.3 C.7.6.5.1.2), whatever is written there
-        found["FrameTimeVector"] = np.cumsum([0.0, *increments[1:]])  # type: ignore[list-item]
     return found, warnings
+
+
+def _add_vector(header: Dataset, num_frames: int, found: dict[str, np.ndarray], warnings: list[str]) -> None:
+    """FrameTimeVector (0018,1065): increments in ms, the first 0 (PS3.3 C.7.6.5.1.2), whatever is written there."""
+    field, increments = field_name("FrameTimeVector"), numbers(value_of(header, "FrameTimeVector"))
+    if not increments or num_frames == 1:
+        return
+    if len(increments) != num_frames:
+        frames = f"{field_name('NumberOfFrames')} is {num_frames}"
+        warnings.append(f"{field} has {len(increments)} values but {frames}: not used")
+    elif any(v is None or abs(v) > MAX_INTERVAL_MS for v in increments[1:]):
+        warnings.append(f"{field} is another value: not used, it needs milliseconds")
+    else:
+        found["FrameTimeVector"] = np.cumsum([0.0, *increments[1:]])  # type: ignore[list-item]
 
 
 def _disagreements(used: str, found: dict[str, np.ndarray]) -> list[str]:
