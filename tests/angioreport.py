@@ -21,7 +21,8 @@ DIRT = (None, "", "n/a", -3.0, "0:22", "40 s")  # what stands instead of a time;
 def write_angioreport(root: Path, num_patients: int = 15, seed: int = 0) -> tuple[Path, Path]:
     """Write `Train/Train/<exam>/<n>.jpg` of both eyes of each patient, `Train/Train.csv` and `split.json`.
 
-    In one eye of each patient a spot of the left picture keeps growing and brightening (`leakage`). The CSV has dirty names, spaces and empty cells; the JSON has frames out of order and dirty times.
+    In one eye of each patient a spot of the left picture keeps growing and brightening (`leakage`). The CSV has dirty
+    names, spaces and empty cells; the JSON has frames out of order and dirty times.
 
     Args:
         root: gets the folders.
