@@ -1,5 +1,7 @@
 """Header values are numbers, codes or nothing: no value raises, and no text is shown."""
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -30,7 +30,8 @@ MASKS = "MaskSubtractionSequence"
 MASK_TAGS = ("MaskOperation", "MaskFrameNumbers", "ApplicableFrameRange", "MaskSubPixelShift", "TIDOffset")
 PADDING_TAGS = ("PixelPaddingValue", "PixelPaddingRangeLimit")
 DISPLAY_TAGS = (*VOI_TAGS, *RESCALE_TAGS, MODALITY_LUT, *SHUTTER_TAGS, *COLLIMATOR_TAGS, MASKS, *PADDING_TAGS)
-MAX_VERTICES = 4096  # a polygon is drawn by hand
+MAX_LUT_BYTES = 2**17 + 2  # 65,536 entries of 16 bits
+MAX_MASKS = 256  # a step for each of some frames, more than any exam has
 
 
 def display_voi(header: Dataset, x_ray: bool, signed: bool) -> tuple[Voi | None, list[str]]:
@@ -95,7 +96,7 @@ def _table(header: Dataset, item: Dataset, signed: bool) -> tuple[Voi | None, li
     if descriptor is None or len(descriptor) != 3 or not 8 <= descriptor[2] <= 16:
         return None, [f"{field_name('LUTDescriptor')} is {shown(stated)}: VOI LUT not used"]
     entries = descriptor[0] % 65536 or 65536
-    data = value_of(item, "LUTData")
+    data = value_of(item, "LUTData", MAX_LUT_BYTES)
     if isinstance(data, bytes):
         big_endian = getattr(header, "original_encoding", (False, True))[1] is False
         packed = len(data) in (entries, entries + 1) and entries > 1
@@ -162,7 +163,7 @@ def _circle(header: Dataset, kind: str, rows: int, columns: int) -> tuple[float,
 
 def _polygon(header: Dataset, kind: str, rows: int, columns: int) -> tuple[tuple[float, float], ...] | None:
     values = numbers(value_of(header, f"VerticesOfThePolygonal{kind}"))
-    if len(values) % 2 or not 6 <= len(values) <= 2 * MAX_VERTICES or None in values:
+    if len(values) % 2 or len(values) < 6 or None in values:
         return None
     at = np.array(values, np.float64).reshape(-1, 2) - 1  # rows, columns
     turned = np.roll(at, -1, axis=0)
@@ -173,8 +174,10 @@ def _polygon(header: Dataset, kind: str, rows: int, columns: int) -> tuple[tuple
 
 def mask_steps(header: Dataset, num_frames: int) -> tuple[tuple[MaskStep, ...], list[str]]:
     """The subtractions that MaskSubtractionSequence (PS3.3 C.7.6.10) asks for; its operation NONE asks for none."""
-    steps, warnings = [], []
-    for item in items(header, MASKS):
+    asked = items(header, MASKS)
+    steps: list[MaskStep] = []
+    warnings = [f"{field_name(MASKS)} has {len(asked)} items: {MAX_MASKS} used"] if len(asked) > MAX_MASKS else []
+    for item in asked[:MAX_MASKS]:
         operation = value_of(item, "MaskOperation")
         if operation == "NONE":
             continue

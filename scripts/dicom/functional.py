@@ -1,9 +1,9 @@
 """Functional groups of an enhanced object (PS3.3 C.7.6.16): values put into the header, and each frame's clock."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from pydicom import Dataset
+from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
 from scripts.dicom.display import COLLIMATOR_TAGS, SHUTTER_TAGS
@@ -48,23 +48,24 @@ def lift_groups(path: Path, header: Dataset, num_frames: int) -> tuple[Clock | N
         )
     warnings = []
     for group, keywords in LIFTED.items():
-        found = next((inner for holder in [*shared[:1], *frames[:1]] for inner in items(holder, group)[:1]), None)
-        for keyword in keywords if found is not None else ():
-            name = "ImageLaterality" if keyword == "FrameLaterality" else keyword
-            if name not in header and keyword in found:  # type: ignore[operator]
-                element = found[keyword]  # type: ignore[index]
-                header.add_new(Tag(name), element.VR, element.value)
-        if group in ONE_A_SEQUENCE and _differs(frames, group, keywords):
+        if group in ONE_A_SEQUENCE and len({_stored(frame, group, keywords) for frame in frames}) > 1:
             warnings.append(f"{field_name(group)} differs between frames: that of the first is used for all")
+        found = next((inner for holder in [*shared[:1], *frames[:1]] for inner in items(holder, group)[:1]), Dataset())
+        for keyword in keywords:
+            tag = Tag("ImageLaterality" if keyword == "FrameLaterality" else keyword)
+            element = found.get_item(keyword)
+            if isinstance(element, RawDataElement) and tag not in header:
+                header[tag] = element._replace(tag=tag)
+            elif element is not None and tag not in header:  # a sequence of undefined length
+                header[tag] = element
     return _clock(frames), warnings
 
 
-def _differs(frames: Iterable[Dataset], group: str, keywords: tuple[str, ...]) -> bool:
-    seen = {
-        tuple(str(value_of(inner, keyword)) for inner in items(frame, group)[:1] for keyword in keywords)
-        for frame in frames
-    }
-    return len(seen) > 1
+def _stored(frame: Dataset, group: str, keywords: tuple[str, ...]) -> tuple:
+    """The values of a group as they are in the file: to compare a thousand frames, none is converted."""
+    elements = [inner.get_item(keyword) for inner in items(frame, group)[:1] for keyword in keywords]
+    values = [getattr(element, "value", None) for element in elements]
+    return tuple(value.strip(b" \0") if isinstance(value, bytes) else str(value) for value in values)
 
 
 def _clock(frames: list[Dataset]) -> Clock | None:

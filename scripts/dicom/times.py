@@ -25,6 +25,7 @@ TIMING_TAGS = (
     "TimezoneOffsetFromUTC",
 )
 MIN_INTERVAL_MS, MAX_INTERVAL_MS = 1e-4, 1e7  # beyond, a mistake: under a microsecond, over two hours
+MAX_VECTOR_BYTES = 2**18  # 15,000 frames; explicit VR ends at 2**16
 RATE_TOLERANCE = 0.03  # a FrameTime in whole milliseconds is 2 % off at 60 frames/s
 DAY_MS = 86_400_000.0
 DATE_TIME = re.compile(r"(\d{8})(\d\d)(\d\d)?(\d\d)?(?:\.(\d{0,11}))?\s*([+-]\d{4})?")  # PS3.5 6.2, hours at least
@@ -62,7 +63,8 @@ def frame_times(header: Dataset, num_frames: int, measured: Clock | None = None)
     found, warnings = _stated_intervals(header, num_frames)
     _add_vector(header, num_frames, found, warnings)
     pointers = [int(p) for p in numbers(value_of(header, "FrameIncrementPointer")) if p is not None]
-    pointed = [keyword for tag in pointers for keyword in ("FrameTimeVector", *INTERVALS) if Tag(keyword) == tag]
+    timing = {int(Tag(keyword)): keyword for keyword in ("FrameTimeVector", *INTERVALS)}
+    pointed = [timing[tag] for tag in pointers if tag in timing]
     return _first_usable(num_frames, found, warnings, measured, pointed)
 
 
@@ -112,14 +114,14 @@ def _stated_intervals(header: Dataset, num_frames: int) -> tuple[dict[str, np.nd
 
 def _add_vector(header: Dataset, num_frames: int, found: dict[str, np.ndarray], warnings: list[str]) -> None:
     """FrameTimeVector (0018,1065): increments in ms, the first 0 (PS3.3 C.7.6.5.1.2), whatever is written there."""
-    field, increments = field_name("FrameTimeVector"), numbers(value_of(header, "FrameTimeVector"))
+    field, increments = field_name("FrameTimeVector"), numbers(value_of(header, "FrameTimeVector", MAX_VECTOR_BYTES))
     if not increments or num_frames == 1:
         return
-    if len(increments) != num_frames:
+    if any(v is None or abs(v) > MAX_INTERVAL_MS for v in increments[1:] or increments):
+        warnings.append(f"{field} is another value: not used, it needs milliseconds")
+    elif len(increments) != num_frames:
         frames = f"{field_name('NumberOfFrames')} is {num_frames}"
         warnings.append(f"{field} has {len(increments)} values but {frames}: not used")
-    elif any(v is None or abs(v) > MAX_INTERVAL_MS for v in increments[1:]):
-        warnings.append(f"{field} is another value: not used, it needs milliseconds")
     else:
         found["FrameTimeVector"] = np.cumsum([0.0, *increments[1:]])  # type: ignore[list-item]
 

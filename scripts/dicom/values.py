@@ -13,6 +13,7 @@ from pydicom.tag import Tag
 
 from scripts.dicom.part10 import READ_ERRORS
 
+MAX_VALUE_BYTES = 2**14  # pydicom makes an object of each number: 1 MB of frame pointers took it 30 s
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # in place of a value that pydicom cannot convert: no number, no code
 
 
@@ -21,8 +22,11 @@ def field_name(keyword: str) -> str:
     return f"{Tag(keyword)} {keyword}"
 
 
-def value_of(header: Dataset, keyword: str) -> object:
-    """The value, None where it is absent or empty, UNREADABLE where it has not the form of its type."""
+def value_of(header: Dataset, keyword: str, max_bytes: int = MAX_VALUE_BYTES) -> object:
+    """The value, None where it is absent or empty, UNREADABLE where it has not the form of its type or is too long."""
+    stored = getattr(header.get_item(keyword), "value", None)
+    if isinstance(stored, bytes) and len(stored) > max_bytes:
+        return UNREADABLE
     try:
         value = header.get(keyword)
     except (*READ_ERRORS, OSError):
