@@ -1,21 +1,42 @@
 """Pixel data is compared with the header before decoding; then exactly the chosen frames are decoded."""
 
+import hashlib
+import json
+import struct
 import subprocess
 import sys
+import zlib
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydicom import uid
+from pydicom.pixels import get_encoder
 
 from scripts.dicom.decoding import DECODE
-from scripts.dicom.pixels import DECODERS, NATIVE, decoder_versions
+from scripts.dicom.fragments import DEFLATED_FRAMES, ENCAPSULATED_UNCOMPRESSED
+from scripts.dicom.part10 import NATIVE as NATIVE_SYNTAXES
+from scripts.dicom.pixels import DECODERS, decoder_versions, read_stored
 from scripts.dicom.sequence import read_frames, read_header
+from scripts.dicom.streams import Part10
 from scripts.errors import SequenceError
 from tests.conftest import assert_message, jpeg, ramp
+from tests.encodings import (
+    HTJ2K_FRAME,
+    HTJ2K_STREAM,
+    LOSSLESS,
+    NATIVE,
+    extended_jpeg,
+    noise,
+    save_encoded,
+    save_streams,
+)
 
-LOSSLESS = {
+SAVED = {
     "explicit": uid.ExplicitVRLittleEndian,
     "implicit": uid.ImplicitVRLittleEndian,
     "big endian": uid.ExplicitVRBigEndian,
@@ -24,7 +45,7 @@ LOSSLESS = {
 
 
 @pytest.mark.parametrize("bits", [8, 12, 16])
-@pytest.mark.parametrize("syntax", LOSSLESS.values(), ids=LOSSLESS)
+@pytest.mark.parametrize("syntax", SAVED.values(), ids=SAVED)
 def test_read_frames_of_a_lossless_file_are_the_values_written(save, syntax, bits):
     frames = ramp(5, 13, 11, bits)  # odd sizes, so that 8 bit pixel data has a padding byte
     header = read_header(save(frames=frames, bits=bits, syntax=syntax))
@@ -46,10 +67,10 @@ def test_read_frames_of_baseline_jpeg_are_close_to_the_values_written(save, offs
 
 def test_read_frames_of_rgb_are_the_values_written(save):
     frames = np.random.default_rng(0).integers(0, 256, (3, 6, 5, 3)).astype(np.uint8)
-    for name, syntax in LOSSLESS.items():
+    for name, syntax in SAVED.items():
         header = read_header(save(f"{name}.dcm", frames, syntax=syntax))
         np.testing.assert_array_equal(read_frames(header, [0, 2]), frames[[0, 2]])
-    assert len(LOSSLESS) == 4
+    assert len(SAVED) == 4
 
 
 def test_read_frames_of_colour_jpeg_come_back_as_rgb(save):
@@ -60,7 +81,7 @@ def test_read_frames_of_colour_jpeg_come_back_as_rgb(save):
     assert np.abs(stored.astype(int) - frames).max() <= 6
 
 
-@pytest.mark.parametrize("syntax", [*LOSSLESS.values(), uid.JPEGBaseline8Bit], ids=[*LOSSLESS, "jpeg"])
+@pytest.mark.parametrize("syntax", [*SAVED.values(), uid.JPEGBaseline8Bit], ids=[*SAVED, "jpeg"])
 @pytest.mark.parametrize("indices", [[0], [3], [1, 2], [0, 3, 5], [0, 1, 2, 3, 4, 5]])
 def test_read_frames_of_chosen_indices_equal_those_of_all_frames(save, syntax, indices):
     header = read_header(save(frames=ramp(6), syntax=syntax))
@@ -93,7 +114,7 @@ def test_read_frames_outside_the_sequence_are_refused(save, indices):
         read_frames(header, indices)
 
 
-@pytest.mark.parametrize("syntax", [*LOSSLESS.values(), uid.JPEGBaseline8Bit], ids=[*LOSSLESS, "jpeg"])
+@pytest.mark.parametrize("syntax", [*SAVED.values(), uid.JPEGBaseline8Bit], ids=[*SAVED, "jpeg"])
 @pytest.mark.parametrize("stated", [1, 3, 5, 400])
 def test_read_header_of_a_wrong_number_of_frames_is_refused(save, syntax, stated):
     path = save(syntax=syntax, NumberOfFrames=stated)
@@ -131,7 +152,7 @@ def test_read_header_of_a_damaged_deflated_file_is_refused(save, damage):
     assert_message(refused.value, path)
 
 
-@pytest.mark.parametrize("syntax", [*LOSSLESS.values(), uid.JPEGBaseline8Bit], ids=[*LOSSLESS, "jpeg"])
+@pytest.mark.parametrize("syntax", [*SAVED.values(), uid.JPEGBaseline8Bit], ids=[*SAVED, "jpeg"])
 @pytest.mark.parametrize("kept", [0.98, 0.9, 0.6, 0.3])
 def test_reading_a_truncated_file_is_refused(save, syntax, kept):
     path = save(frames=ramp(8, 32, 32), syntax=syntax)
@@ -166,7 +187,7 @@ def test_reading_an_unknown_transfer_syntax_names_those_known(save):
 def test_every_transfer_syntax_has_one_decoder():
     assert set(DECODERS.values()) == set(DECODE)
     assert len(DECODERS) == 14
-    assert not set(DECODERS) & set(NATIVE)
+    assert not set(DECODERS) & set(NATIVE_SYNTAXES)
 
 
 def test_decoder_versions_are_those_installed():
@@ -199,3 +220,264 @@ def test_read_frames_of_a_damaged_jpeg_file_does_not_end_the_process(save, damag
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=root)
     assert done.returncode == 0, done.stderr[-500:]
+
+
+LAYOUTS = {
+    "8 bits": (np.uint8, 8),
+    "7 of 8 bits": (np.uint8, 7),
+    "10 of 16 bits": (np.uint16, 10),
+    "12 of 16 bits": (np.uint16, 12),
+    "16 bits": (np.uint16, 16),
+    "signed 8 bits": (np.int8, 8),
+    "signed 12 of 16 bits": (np.int16, 12),
+    "signed 16 bits": (np.int16, 16),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("syntax", LOSSLESS.values(), ids=LOSSLESS)
+def test_stored_values_of_every_syntax_and_layout_are_those_written(tmp_path, syntax, layout):
+    frames = noise((3, 37, 33), *layout)
+    header = read_header(save_encoded(tmp_path / "run.dcm", frames, syntax, layout[1]))
+    stored = read_frames(header, [0, 2])
+    assert stored.dtype == frames.dtype and stored.dtype.isnative and stored.flags.c_contiguous
+    np.testing.assert_array_equal(stored, frames[[0, 2]])
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_stored_values_are_not_inverted_by_the_photometric_interpretation(tmp_path, photometric):
+    frames = noise((1, 9, 7), np.uint16, 12)
+    path = save_encoded(tmp_path / "a", frames, uid.RLELossless, 12, PhotometricInterpretation=photometric)
+    np.testing.assert_array_equal(read_frames(read_header(path), [0]), frames)
+
+
+@pytest.mark.parametrize("by_plane", [False, True], ids=["by pixel", "by plane"])
+@pytest.mark.parametrize("syntax", LOSSLESS.values(), ids=LOSSLESS)
+def test_rgb_of_every_syntax_is_what_was_written(tmp_path, syntax, by_plane):
+    frames = noise((2, 35, 33, 3), np.uint8, 8)
+    stored = read_frames(read_header(save_encoded(tmp_path / "run.dcm", frames, syntax, 8, by_plane)), [0, 1])
+    assert stored.flags.c_contiguous
+    np.testing.assert_array_equal(stored, frames)
+
+
+@pytest.mark.parametrize("syntax", [*NATIVE.values(), uid.RLELossless, uid.JPEGLSLossless, uid.JPEGLosslessSV1])
+def test_ybr_full_becomes_rgb_by_the_standards_matrix(tmp_path, syntax):
+    ybr = noise((1, 36, 34, 3), np.uint8, 8)
+    path = save_encoded(tmp_path / "run.dcm", ybr, syntax, 8, PhotometricInterpretation="YBR_FULL")
+    y, cb, cr = (ybr[..., i].astype(float) - (128 if i else 0) for i in range(3))  # PS3.3 C.7.6.3.1.2
+    rgb = np.stack([y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb], -1).clip(0, 255)
+    assert np.abs(read_frames(read_header(path), [0]) - rgb).max() <= 0.51
+
+
+@pytest.mark.parametrize("syntax", [*NATIVE.values(), ENCAPSULATED_UNCOMPRESSED, DEFLATED_FRAMES])
+def test_ybr_full_422_shares_colour_between_two_pixels(tmp_path, syntax):
+    pairs = noise((2, 6, 5, 4), np.uint8, 8)  # Y1 Y2 Cb Cr
+    full = np.zeros((2, 6, 10, 3), np.uint8)
+    full[:, :, ::2, 0], full[:, :, 1::2, 0] = pairs[..., 0], pairs[..., 1]
+    full[..., 1:] = pairs[..., 2:].repeat(2, axis=2)
+    whole = save_encoded(tmp_path / "full", full, uid.RLELossless, 8, PhotometricInterpretation="YBR_FULL")
+    colour = {"PhotometricInterpretation": "YBR_FULL_422"}
+    if syntax in NATIVE.values():
+        half = save_encoded(tmp_path / "half", full, syntax, 8, **colour)
+        dataset = pydicom.dcmread(half)
+        dataset.PixelData = pairs.tobytes()
+        dataset.save_as(half)
+    else:
+        compress = zlib.compressobj(9, zlib.DEFLATED, -15)
+        coded = [compress.compress(frame.tobytes()) + compress.flush(zlib.Z_FULL_FLUSH) for frame in pairs]
+        streams = coded if syntax == DEFLATED_FRAMES else [frame.tobytes() for frame in pairs]
+        half = save_streams(tmp_path / "half", streams, full, syntax, 8, **colour)
+    np.testing.assert_array_equal(read_frames(read_header(half), [0, 1]), read_frames(read_header(whole), [0, 1]))
+
+
+def test_bytes_of_words_are_swapped_in_big_endian_only_where_they_are_words(tmp_path):
+    frames = noise((3, 5, 3), np.uint8, 8)  # odd frames begin in the middle of a word
+    path = save_encoded(tmp_path / "run.dcm", frames, uid.ExplicitVRBigEndian, 8)
+    np.testing.assert_array_equal(read_frames(read_header(path), range(3)), frames)
+    dataset = pydicom.dcmread(path)
+    data = frames.tobytes() + b"\0"
+    dataset.PixelData = np.frombuffer(data, "<u2").astype(">u2").tobytes()
+    dataset["PixelData"].VR = "OW"
+    dataset.save_as(path)
+    np.testing.assert_array_equal(read_frames(read_header(path), range(3)), frames)
+    np.testing.assert_array_equal(read_frames(read_header(path), [1]), frames[1:2])
+
+
+@pytest.mark.parametrize("syntax", [*NATIVE.values(), uid.RLELossless, uid.JPEGLosslessSV1])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16])
+def test_bits_above_those_stored_are_no_part_of_the_value(tmp_path, syntax, dtype):
+    frames = noise((2, 9, 7), dtype, 12)
+    overlay = noise((2, 9, 7), np.uint16, 16) & 0xF000  # PS3.5 8.1.1: where old files have one
+    raw = (frames.view(np.uint16) & 0x0FFF) | overlay
+    path = save_encoded(
+        tmp_path / "run.dcm", raw, syntax, 16, BitsStored=12, HighBit=11, PixelRepresentation=int(dtype is np.int16)
+    )
+    np.testing.assert_array_equal(read_frames(read_header(path), [0, 1]), frames)
+
+
+def test_jpeg_extended_of_12_bits_is_exact_where_its_transform_is(tmp_path):
+    blocks = noise((5, 4), np.uint16, 12)
+    frame = blocks.repeat(8, axis=0).repeat(8, axis=1)
+    path = save_streams(tmp_path / "a", [extended_jpeg(blocks)] * 2, np.stack([frame] * 2), uid.JPEGExtended12Bit, 12)
+    np.testing.assert_array_equal(read_frames(read_header(path), [1])[0], frame)
+
+
+def test_jpeg_extended_of_8_bits_is_read_as_baseline_is(save, tmp_path):
+    frames = ramp(2, 24, 16)
+    path = save_streams(tmp_path / "a", [jpeg(frame) for frame in frames], frames, uid.JPEGExtended12Bit, 8)
+    baseline = read_frames(read_header(save(frames=frames, syntax=uid.JPEGBaseline8Bit)), [0, 1])
+    assert np.abs(read_frames(read_header(path), [0, 1]).astype(int) - baseline).max() <= 1
+
+
+@pytest.mark.parametrize("syntax", [uid.HTJ2KLossless, uid.HTJ2KLosslessRPCL, uid.HTJ2K])
+def test_htj2k_is_read(tmp_path, syntax):
+    path = save_streams(tmp_path / "a", [HTJ2K_STREAM], HTJ2K_FRAME[None], syntax, 12)
+    np.testing.assert_array_equal(read_frames(read_header(path), [0])[0], HTJ2K_FRAME)
+
+
+@pytest.mark.parametrize("syntax", [uid.JPEG2000, uid.JPEGLSNearLossless])
+def test_lossy_values_stay_in_the_range_of_bits_stored(tmp_path, syntax):
+    blocks = np.where(noise((1, 8, 8), np.uint16, 12) > 2048, 4095, 0).astype(np.uint16)
+    frames = blocks.repeat(8, axis=1).repeat(8, axis=2)  # codecs overshoot at such edges
+    options = {"j2k_cr": [12]} if syntax == uid.JPEG2000 else {"jls_error": 9}
+    plugin = "pylibjpeg" if syntax == uid.JPEG2000 else "pyjpegls"
+    described = {"rows": 64, "columns": 64, "number_of_frames": 1, "samples_per_pixel": 1, "bits_allocated": 16}
+    described |= {"bits_stored": 16, "pixel_representation": 0, "photometric_interpretation": "MONOCHROME2"}
+    stream = get_encoder(syntax).encode(frames[0], encoding_plugin=plugin, **described, **options)
+    stored = read_frames(read_header(save_streams(tmp_path / "a", [stream], frames, syntax, 12)), [0])
+    assert stored.min() >= 0 and stored.max() <= 4095
+    assert np.abs(stored.astype(int) - frames).mean() < 600
+
+
+def test_colour_jpeg_is_rgb_whatever_header_and_markers_say_of_it(tmp_path):
+    """Pillow writes YCbCr with a JFIF marker; without the marker the header decides, as PS3.5 8.2.1 has it."""
+    rgb = np.zeros((1, 16, 16, 3), np.uint8)
+    rgb[..., 0], rgb[..., 1] = 200, 90
+    stream = jpeg(rgb[0])
+    app0 = int.from_bytes(stream[4:6], "big") + 2
+    bare = stream[:2] + stream[2 + app0 :]
+    tried = 0
+    for photometric, data, raw in (
+        ("YBR_FULL_422", stream, False),
+        ("YBR_FULL", stream, False),
+        ("RGB", stream, False),  # a common mistake: the stream knows better
+        ("YBR_FULL_422", bare, False),
+        ("RGB", bare, True),  # really RGB components then
+    ):
+        path = save_streams(tmp_path / "a", [data], rgb, uid.JPEGBaseline8Bit, 8, PhotometricInterpretation=photometric)
+        stored = read_frames(read_header(path), [0]).astype(int)
+        expected = [113, 64, 190] if raw else [200, 90, 0]  # Y, Cb, Cr of that colour
+        assert np.abs(stored - expected).max() <= 4, (photometric, raw)
+        tried += 1
+    assert tried == 5
+
+
+@pytest.mark.parametrize("high_bit", [15, 12, 10, 0])
+def test_a_high_bit_that_is_not_the_last_stored_is_refused(save, high_bit):
+    path = save(frames=ramp(bits=16), bits=12, HighBit=high_bit)
+    with pytest.raises(SequenceError) as error:
+        read_header(path)
+    assert_message(error.value, path, "(0028,0102) HighBit", high_bit, 11)
+
+
+@pytest.mark.parametrize("encapsulated", [False, True])
+def test_pixel_data_in_the_form_of_another_syntax_is_refused(save, encapsulated):
+    old, new = uid.ExplicitVRLittleEndian, uid.RLELossless
+    path = save(syntax=new if encapsulated else old)
+    dataset = pydicom.dcmread(path)
+    data = path.read_bytes()
+    stated = dataset.file_meta.TransferSyntaxUID.encode() + b"\0" * (len(dataset.file_meta.TransferSyntaxUID) % 2)
+    other = (old if encapsulated else new).encode() + b"\0" * (len(old if encapsulated else new) % 2)
+    head = b"\x02\x00\x10\x00UI"
+    grown = struct.pack("<L", int.from_bytes(data[140:144], "little") + len(other) - len(stated))
+    data = data.replace(head + struct.pack("<H", len(stated)) + stated, head + struct.pack("<H", len(other)) + other)
+    path.write_bytes(data[:140] + grown + data[144:])
+    with pytest.raises(SequenceError) as error:
+        read_header(path)
+    assert_message(error.value, path, "(7FE0,0010) PixelData", "length")
+
+
+def test_read_stored_of_a_file_changed_since_its_header_was_read_is_refused(save):
+    header = read_header(save())
+    save(syntax=uid.RLELossless)
+    with pytest.raises(SequenceError) as error:
+        read_frames(header, [0])
+    assert_message(error.value, "TransferSyntaxUID", "RLE Lossless")
+
+
+def test_read_stored_reads_only_the_chosen_frames(save, monkeypatch):
+    path: Path = save(frames=ramp(50, 64, 64))
+    read = []
+    original = Part10.read
+
+    def counted(self: Part10, size: int = -1) -> bytes:
+        data = original(self, size)
+        read.append(len(data))
+        return data
+
+    monkeypatch.setattr(Part10, "read", counted)
+    assert len(read_stored(path, [3, 49], uid.ExplicitVRLittleEndian, colour=False)) == 2
+    assert 2 * 64 * 64 <= sum(read) < 3 * 64 * 64
+
+
+def test_a_real_image_in_nine_encodings_has_one_hash(shared_data, tmp_path):
+    name = "xa_nema_wg04_XA1_UNC.dcm"
+    index = json.loads((shared_data / "real_xa" / "INDEX.json").read_text())["files"]
+    expected = next(entry["array_sha256"] for entry in index if entry["file"] == name)
+    frames = read_frames(read_header(shared_data / "real_xa" / name), [0])
+    assert hashlib.sha256(frames.tobytes()).hexdigest() == expected
+    tried = 0
+    for syntax in LOSSLESS.values():
+        path = save_encoded(tmp_path / "a", frames, syntax, 10)
+        stored = read_frames(read_header(path), [0])
+        assert hashlib.sha256(stored.tobytes()).hexdigest() == expected, syntax
+        tried += 1
+    assert tried == 11
+
+
+PHANTOMS = {**LOSSLESS, "jpeg": uid.JPEGBaseline8Bit}
+_PHANTOMS: dict[str, bytes] = {}
+
+
+def phantom(name: str, folder: Path) -> bytes:
+    """A small file of three frames; made once."""
+    if name not in _PHANTOMS:
+        frames, path = ramp(3, 40, 36), folder / "phantom.dcm"
+        if name == "jpeg":
+            save_streams(path, [jpeg(frame) for frame in frames], frames, uid.JPEGBaseline8Bit, 8)
+        else:
+            save_encoded(path, frames, PHANTOMS[name], 8)
+        assert read_header(path).num_frames == 3
+        _PHANTOMS[name] = path.read_bytes()
+    return _PHANTOMS[name]
+
+
+@pytest.mark.parametrize("name", PHANTOMS)
+@settings(max_examples=60, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(data=st.data())
+def test_damaged_files_are_refused_or_keep_their_number_of_frames(name, tmp_path, data):
+    content = bytearray(phantom(name, tmp_path))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.one_of(st.integers(128, len(content) - 1), st.integers(128, min(900, len(content) - 1))))
+        kind = data.draw(st.sampled_from(["flip", "cut", "insert", "end", "fill"]))
+        if kind == "flip":
+            content[at] ^= 1 << data.draw(st.integers(0, 7))
+        elif kind == "cut":
+            del content[at : at + data.draw(st.integers(1, 40))]
+        elif kind == "insert":
+            content[at:at] = data.draw(st.binary(min_size=1, max_size=20))
+        elif kind == "end":
+            del content[max(at, 200) :]
+        else:
+            content[at : at + 4] = data.draw(st.sampled_from([b"\xff" * 4, bytes(4), b"\xff\xff\xff\x7f"]))
+        if len(content) < 200:
+            break
+    path = tmp_path / "damaged.dcm"
+    path.write_bytes(content)
+    try:
+        header = read_header(path, 2**26)
+        stored = read_frames(header, range(header.num_frames))
+    except SequenceError as error:
+        assert_message(error, path)
+    else:
+        assert len(stored) == header.num_frames == 3

@@ -86,9 +86,13 @@ def _openjpeg(stream: bytes, layout: PixelLayout, precision: int) -> np.ndarray:
 def _rle(stream: bytes, layout: PixelLayout, _: int) -> np.ndarray:
     import rle
 
-    data = rle.decode_pixel_data(
-        stream, version=2, rows=layout.rows, columns=layout.columns, bits_allocated=layout.allocated
-    )
+    size = {"rows": layout.rows, "columns": layout.columns, "bits_allocated": layout.allocated}
+    try:
+        data = rle.decode_pixel_data(stream, version=2, **size)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError("segments of another size") from None  # Rust's own, which no `except Exception` catches
     planes = np.frombuffer(data, f"<u{layout.allocated // 8}").reshape(layout.samples, layout.rows, layout.columns)
     return planes.transpose(1, 2, 0).reshape(layout.shape)
 
