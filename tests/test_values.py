@@ -79,6 +79,15 @@ def test_values_of_any_bytes_never_raise(vr, value):
     integers(found)
 
 
+@pytest.mark.parametrize("vr", ["DS", "US", "AT", "CS"])
+def test_value_of_a_million_bytes_is_not_converted(vr):
+    ds = raw("FrameIncrementPointer", vr, b"1\\" * 2**19)
+    begin = time.perf_counter()
+    assert shown(value_of(ds, "FrameIncrementPointer")) == "another value"
+    assert time.perf_counter() - begin < 0.05
+    assert isinstance(ds.get_item("FrameIncrementPointer"), RawDataElement)
+
+
 def test_items_of_what_is_no_sequence_are_none():
     assert items(raw("FrameTime", "DS", b"1\\2 "), "FrameTime") == []
     assert items(Dataset(), "VOILUTSequence") == []

@@ -1,6 +1,7 @@
 """DICOM files -> the header of one sequence, and the stored values of the frames chosen from it.
 
-Only attributes in `HEADER_TAGS` are ever read, so nothing about a person can leave this module.
+Only attributes in `HEADER_TAGS` and the Image Pixel module's are ever read, and `values` shows no text of them, so
+nothing about a person can leave this module.
 """
 
 import re
