@@ -1,0 +1,202 @@
+"""The part of the frames that holds the picture: shutters of the header, black border of the pixels, panels."""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy import ndimage
+from torch import Tensor
+
+from scripts.dicom.header import SequenceHeader, Shutter
+from scripts.errors import SequenceError, bad_value
+
+BORDERS = ("keep", "fill", "crop")
+PANELS = ("whole", "left", "right")
+MAX_COORDINATE = 2**20  # of a vertex: Pillow counts pixels in 32 bits, and draws nothing where they overflow
+MAX_BORDER_FRAMES = 16  # looked at for a border, spread over the run: a border stays, and more only cost time
+BRIGHT_FRAMES = 0.1  # share of frames in which a border pixel may be bright: the first of fluoroscopy are noisy
+MAX_DARK_SIDE = 0.35  # of the way from the darkest level to the picture's: brighter sides of a frame are tissue
+BORDER_LEVEL = 0.25  # of the way from the border's level to the picture's: beyond the foot of a blade's blurred edge
+# Within this share of the image side a border gives way to the picture; soft tissue darkens over longer ways.
+EDGE_WIDTH = 0.015
+EDGE_RISE = 1.6  # times BORDER_LEVEL that a border's edge has risen by there
+MAX_TENDRIL = 0.01  # of the image side: dark catheters and vessels that leave the border are no wider than that
+MIN_PICTURE = 0.1  # of the largest lit part: smaller ones inside the border are burned-in text and markers
+MIN_CUT, MAX_CUT = 0.005, 0.6  # of the frame: less is a stain; a field collimated to less than 40 % is not seen in XA
+
+
+def check_geometry(border: str, panel: str) -> None:
+    """Refuse unknown words, before the first exam is read.
+
+    Args:
+        border: `keep`, `fill` or `crop`.
+        panel: `whole`, `left` or `right`.
+
+    Raises:
+        ValueError: another word.
+    """
+    for name, found, allowed in (("border", border, BORDERS), ("panel", panel, PANELS)):
+        if found not in allowed:
+            raise ValueError(bad_value("configuration", name, found, f"one of {', '.join(allowed)}"))
+
+
+def show_region(values: Tensor, header: SequenceHeader, border: str) -> Tensor:
+    """A sequence without what lies outside shutters, collimator and black border, (T, h, w); `values` stay as they are.
+
+    Args:
+        values: (T, H, W) float32 in stored units.
+        header: of the sequence.
+        border: `keep`: unchanged. `fill`: outside gets one value, the darkest of the region as displayed, or 0 (no
+            difference to the mask) in a subtracted sequence. `crop`: cut to the region's bounding box, the rest of
+            it filled. Where nothing would be left, unchanged.
+    """
+    check_geometry(border, "whole")
+    if border == "keep":
+        return values
+    region = find_border(values, header)
+    shown = shutter_region(header)
+    if shown is not None:
+        region &= shown
+    if region.all() or not region.any():
+        return values
+    if border == "crop":
+        rows, columns = (torch.nonzero(region.any(dim)).flatten() for dim in (1, 0))
+        box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
+        region, values = region[box], values[:, *box]  # (h, w), (T, h, w)
+    return torch.where(region, values, _darkest(values, region, header))
+
+
+def split_panel(values: Tensor, panel: str) -> Tensor:
+    """One half of frames that hold two pictures side by side (FA|ICGA), (T, H, W // 2), or all of them.
+
+    Args:
+        values: (T, H, W); where W is odd, the middle column belongs to none.
+        panel: `whole`, `left` or `right`.
+
+    Raises:
+        SequenceError: the frames are one column wide.
+    """
+    check_geometry("keep", panel)
+    if panel == "whole":
+        return values
+    width = values.shape[-1] // 2
+    if width == 0:
+        raise SequenceError(
+            bad_value("sequence", "frame width", values.shape[-1], f"at least 2 for the {panel} panel", "Use whole.")
+        )
+    return values[..., :width] if panel == "left" else values[..., -width:]
+
+
+def shutter_region(header: SequenceHeader) -> Tensor | None:
+    """Pixels that all shutters of the header show, bool (H, W), edges included; None where there is no shutter.
+
+    Display shutter: PS3.3 C.7.6.11; X-ray collimator: PS3.3 C.8.7.3.
+    """
+    if not header.shutters:
+        return None
+    region = np.ones((header.rows, header.columns), bool)
+    for shutter in header.shutters:
+        region &= _shutter(shutter, header.rows, header.columns)
+    return torch.from_numpy(region)
+
+
+def find_border(values: Tensor, header: SequenceHeader) -> Tensor:
+    """Pixels inside the picture, bool (H, W): no collimator blade, no mask of image intensifier or fundus camera.
+
+    A border is dark in nearly all frames, touches the frame's edge and gives way to the picture within a few pixels.
+    All are inside where no such border is found, or one of less than MIN_CUT or more than MAX_CUT of the frame.
+    Subtracted sequences have none: their mask took it away.
+
+    Args:
+        values: (T, H, W) in stored units; MONOCHROME1 stores white as 0, and its border has the largest values.
+        header: of the sequence.
+    """
+    rows, columns = values.shape[1:]
+    everything = torch.ones((rows, columns), dtype=torch.bool)
+    if header.subtracted:
+        return everything
+    lasting = _lasting_brightness(values, header)
+    border = np.zeros((rows, columns), bool)
+    picture = float(np.median(lasting[rows // 4 : rows - rows // 4, columns // 4 : columns - columns // 4]))
+    darkest = float(lasting.min())
+    for side in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):  # blades let pass more or less scatter
+        level = float(np.percentile(lasting[side], 10))
+        if level < picture and level <= darkest + MAX_DARK_SIDE * (picture - darkest):
+            border |= _border_of(lasting, side, level, picture)
+    inside = ~border
+    return torch.from_numpy(inside) if MIN_CUT <= border.mean() <= MAX_CUT else everything
+
+
+def _shutter(shutter: Shutter, rows: int, columns: int) -> NDArray[np.bool_]:
+    """Pixels all shapes of one shutter show, (H, W)."""
+    region = np.ones((rows, columns), bool)
+    if shutter.rectangle is not None:
+        top, bottom, left, right = shutter.rectangle
+        region[:] = False
+        region[max(top, 0) : bottom + 1, max(left, 0) : right + 1] = True
+    if shutter.circle is not None:
+        row, column, radius = shutter.circle
+        region &= np.hypot(np.arange(rows)[:, None] - row, np.arange(columns) - column) <= radius
+    if shutter.polygon is not None:
+        drawing = Image.new("1", (columns, rows))
+        vertices = np.clip(shutter.polygon, -MAX_COORDINATE, MAX_COORDINATE)[:, ::-1]  # (vertices, 2), column first
+        ImageDraw.Draw(drawing).polygon([(x, y) for x, y in vertices.tolist()], fill=1, outline=1)
+        region &= np.asarray(drawing)
+    return region
+
+
+def _darkest(values: Tensor, region: Tensor, header: SequenceHeader) -> Tensor:
+    """The value outside a region (H, W) of (T, H, W) gets, a scalar."""
+    if header.subtracted:
+        return values.new_tensor(0.0)
+    white_is_0 = header.photometric == "MONOCHROME1"
+    return values.amax(0)[region].max() if white_is_0 else values.amin(0)[region].min()
+
+
+def _lasting_brightness(values: Tensor, header: SequenceHeader) -> NDArray[np.float32]:
+    """Brightness each pixel stays below in all but BRIGHT_FRAMES of the frames, noise of one pixel removed, (H, W)."""
+    chosen = np.unique(np.linspace(0, len(values) - 1, min(len(values), MAX_BORDER_FRAMES)).round().astype(int))
+    frames = values[torch.from_numpy(chosen)].numpy()  # (t, H, W)
+    frames = -frames if header.photometric == "MONOCHROME1" else frames
+    rank = math.ceil((1 - BRIGHT_FRAMES) * len(frames)) - 1
+    lasting = np.partition(frames, rank, axis=0)[rank]
+    return ndimage.median_filter(lasting, 3, mode="nearest")
+
+
+def _border_of(lasting: NDArray, side: tuple | int, level: float, picture: float) -> NDArray[np.bool_]:
+    """The border that touches one side of the frame, (H, W).
+
+    Args:
+        lasting: brightness that lasts, (H, W).
+        side: index of that side.
+        level: brightness of the border.
+        picture: brightness of the picture, more than `level`.
+    """
+    limit = level + BORDER_LEVEL * (picture - level)
+    parts, _ = ndimage.label(lasting < limit)
+    touching = np.unique(parts[side])
+    lit = ~np.isin(parts, touching[touching > 0])
+    parts, num_parts = ndimage.label(lit)
+    sizes = np.bincount(parts.ravel(), minlength=num_parts + 1)
+    sizes[0] = 0
+    dark = ~(sizes >= MIN_PICTURE * sizes.max())[parts]
+    # Opening, as if the border went on outside the frame, where blades may be thinner than a catheter.
+    width = 2 * math.ceil(MAX_TENDRIL * min(dark.shape)) + 1
+    dark = ndimage.grey_opening(np.pad(dark, width, constant_values=True).astype(np.uint8), (width, width))
+    dark = dark[width:-width, width:-width].astype(bool)
+    return dark & _has_edge(lasting, dark, level, limit)
+
+
+def _has_edge(lasting: NDArray, dark: NDArray[np.bool_], level: float, limit: float) -> NDArray[np.bool_]:
+    """Those parts of a dark region that the picture rises from as from an edge, (H, W)."""
+    parts, num_parts = ndimage.label(dark)
+    reach = math.ceil(EDGE_WIDTH * min(dark.shape)) + 1
+    near = ndimage.grey_dilation(parts, (2 * reach + 1, 2 * reach + 1))
+    near[ndimage.maximum_filter(dark, 2 * reach - 1)] = 0  # a line `reach` pixels away
+    convincing = np.zeros(num_parts + 1, bool)
+    for part in range(1, num_parts + 1):
+        along = lasting[near == part]
+        convincing[part] = len(along) > 0 and np.median(along) - level > EDGE_RISE * (limit - level)
+    return convincing[parts]
