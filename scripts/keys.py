@@ -12,6 +12,7 @@ FRAME_TIMES = "frame_times_ms"  # (T,) float32 since the first frame, NaN = unkn
 FRAME_INDICES = "frame_indices"  # (T,) int64, 0-based positions in the source sequence
 SOURCE = "source"  # the path as the datalist spells it; names an item in messages and results
 ERROR = "error"  # stands in an item that could not be read, with the reason
+MODALITY = "modality"  # datalist: DICOM's code, for containers that state none, optional
 FRAMES = "frames"  # datalist: 0-based frame indices to use, optional
 LABEL = "label"  # class index, or K zeros and ones
 PATIENT = "patient"

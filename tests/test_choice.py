@@ -60,7 +60,19 @@ def test_choices_by_position_take_unknown_times(kind):
 
 
 @pytest.mark.parametrize("kind", ["every_ms", "phase_stratified", "one_per_phase"])
-@pytest.mark.parametrize("unknown", [[0], [17], list(range(30))])
+@pytest.mark.parametrize("unknown", [[0], [17], [3, 4, 29]])
+def test_choices_by_time_are_made_among_the_frames_of_known_time(kind, unknown):
+    times = np.arange(30.0) * 40_000
+    known = np.delete(np.arange(30), unknown)
+    choice = FrameChoice(kind, max_frames=7, every_ms=90_000)
+    expected = known[choose_frames(times[known], choice)]
+    times[unknown] = np.nan
+    assert len(expected) > 2
+    assert choose_frames(times, choice).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("kind", ["every_ms", "phase_stratified", "one_per_phase"])
+@pytest.mark.parametrize("unknown", [list(range(1, 30)), list(range(30))])
 def test_choices_by_time_refuse_unknown_times_and_say_the_way_out(kind, unknown):
     times = np.arange(30.0)
     times[unknown] = np.nan

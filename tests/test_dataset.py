@@ -8,12 +8,12 @@ from monai.transforms import Compose, Lambdad
 from scripts.errors import RunFailedError, SequenceError
 from scripts.keys import ERROR, FRAME_TIMES, FRAMES, IMAGE, SOURCE
 from scripts.sequences.dataset import SequenceDataset, refuse_failures, relative_message
-from scripts.sequences.transforms import LoadSequenced, NormaliseSequenced, ResizeFramesd, ToEncoderInputd
+from scripts.sequences.transforms import LoadSequenced, ResizeFramesd, ToEncoderInputd, WindowSequenced
 from tests.conftest import PERSON, assert_message, assert_no_person, ramp
 
 
 def transform() -> Compose:
-    return Compose([LoadSequenced(), ResizeFramesd(image_size=14), NormaliseSequenced(), ToEncoderInputd()])
+    return Compose([LoadSequenced(), WindowSequenced(), ResizeFramesd(image_size=14), ToEncoderInputd()])
 
 
 @pytest.fixture

@@ -31,14 +31,14 @@ from scripts.networks.weights import load_into
 from scripts.reports.inference import PredictionWriter, predict_sequences
 from scripts.reports.predictions import NUM_FRAMES, PREDICTED, PROBABILITIES, REASON
 from scripts.sequences.dataset import SequenceDataset
-from scripts.sequences.transforms import LoadSequenced, NormaliseSequenced, ResizeFramesd, ToEncoderInputd
+from scripts.sequences.transforms import LoadSequenced, ResizeFramesd, ToEncoderInputd, WindowSequenced
 from scripts.training.engine import prepare_batch
 from scripts.training.losses import to_probabilities
 from tests.exams import item_of, write_exam
 
 CLASSES = ("normal", "leakage", "staining")
 PREPROCESSING = Compose(
-    [LoadSequenced(max_frames=3), ResizeFramesd(image_size=32), NormaliseSequenced(), ToEncoderInputd()]
+    [LoadSequenced(max_frames=3), WindowSequenced(), ResizeFramesd(image_size=32), ToEncoderInputd()]
 )
 
 

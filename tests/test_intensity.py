@@ -181,6 +181,10 @@ def test_stored_window_of_differences_has_no_change_in_the_middle(known, values,
     assert shown(values, "stored", subtracted=True, **known) == pytest.approx(expected)
 
 
+def test_stored_window_of_floats_is_their_own_range():
+    assert shown([-3.5, 0.25, 4.0], "stored", bits_stored=32, signed=True) == [0.0, 0.5, 1.0]
+
+
 def test_stored_window_keeps_exams_of_one_device_comparable():
     dim, bright = noise(2, 6, 6) / 4, noise(2, 6, 6)
     header = header_of((2, 6, 6), bits_stored=12)

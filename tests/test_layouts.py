@@ -14,7 +14,7 @@ from scripts.datalists.collect import make_datalist
 from scripts.datalists.datalist import read_datalist, read_task
 from scripts.datalists.exam_rows import exam_name
 from scripts.datalists.layouts import elapsed_seconds, in_time_order, is_angioreport, read_angioreport
-from scripts.keys import FRAME_TIMES, IMAGE, LABEL, PATIENT, SOURCE, SPLITS, SYNTHETIC
+from scripts.keys import FRAME_TIMES, IMAGE, LABEL, MODALITY, PATIENT, SOURCE, SPLITS, SYNTHETIC
 from scripts.sequences.images import read_header
 from tests.angioreport import CLASSES, SECONDS, write_angioreport
 from tests.conftest import assert_message
@@ -281,7 +281,11 @@ def test_read_angioreport_finds_frames_however_the_split_spells_them(exams, file
     if file.startswith("/"):
         assert items == {}
     else:
-        assert items["1_L"] == {IMAGE: [f"{BASE}/1_L/{n}.jpg" for n in (2, 1, 0)], FRAME_TIMES: [0, 1000, 2000]}
+        assert items["1_L"] == {
+            IMAGE: [f"{BASE}/1_L/{n}.jpg" for n in (2, 1, 0)],
+            MODALITY: "OP",
+            FRAME_TIMES: [0, 1000, 2000],
+        }
 
 
 @pytest.mark.parametrize("file", ["../../../../secret.jpg", "../secret.jpg", "", None, 5])
@@ -358,7 +362,7 @@ def test_read_angioreport_of_labels_of_any_json_form(exams, value, labels):
 def test_read_angioreport_of_a_pair_with_a_path_takes_all_frames_of_its_folder(exams):
     root = exams("1_L", frames=5)
     items, _, _ = read(root, write_json(root, {"train": [[f"{BASE}/1_L/4.jpg", 1]]}))
-    assert items["1_L"] == {IMAGE: [f"{BASE}/1_L/{n}.jpg" for n in range(5)]}
+    assert items["1_L"] == {IMAGE: [f"{BASE}/1_L/{n}.jpg" for n in range(5)], MODALITY: "OP"}
 
 
 @pytest.mark.parametrize("key", ["exam", "Exam ID", "folder", "id"])

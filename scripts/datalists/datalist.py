@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from scripts.dicom.facts import CODES
 from scripts.errors import bad_value
 from scripts.keys import (
     BINARY,
@@ -17,6 +18,7 @@ from scripts.keys import (
     FRAMES,
     IMAGE,
     LABEL,
+    MODALITY,
     MULTILABEL,
     PATIENT,
     SEQUENCE,
@@ -193,6 +195,8 @@ def _read_item(
     times = item.get(FRAME_TIMES)
     if len(paths) > 1 and times is not None and len(times) != len(paths):
         raise ValueError(bad_value(where, FRAME_TIMES, f"{len(times)} times", f"{len(paths)}, one for each file"))
+    if item.get(MODALITY) is not None and item[MODALITY] not in CODES["Modality"]:
+        raise ValueError(bad_value(where, MODALITY, item[MODALITY], f"one of {', '.join(CODES['Modality'])}"))
     if LABEL in item:
         if task is None:
             raise ValueError(bad_value(where, LABEL, item[LABEL], f"a {TASK} block that names the classes"))

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from scripts.datalists.exam_rows import exam_name, read_findings, read_split
 from scripts.datalists.labels import LabelRow
 from scripts.errors import SequenceError, bad_value
-from scripts.keys import FRAME_TIMES, IMAGE
+from scripts.keys import FRAME_TIMES, IMAGE, MODALITY
 from scripts.sequences.images import SUFFIXES, natural_order, read_header
 
 EXAM = re.compile(r"\d+_[LR]")  # patient and eye
@@ -148,7 +148,7 @@ def _item(root: Path, folder: Path | None, listed: list[Any] | None) -> tuple[di
     odd["time before that of the frame listed before"] += sum(later < time for time, later in pairwise(known))
     odd["time equal to that of the frame listed before"] += sum(later == time for time, later in pairwise(known))
     order, times_ms = in_time_order(times)
-    item = {IMAGE: [list(times_of)[i] for i in order]} | ({FRAME_TIMES: times_ms} if known else {})
+    item = {IMAGE: [list(times_of)[i] for i in order], MODALITY: "OP"} | ({FRAME_TIMES: times_ms} if known else {})
     return item if times else None, odd
 
 

@@ -77,6 +77,8 @@ def choose_frames(
 ) -> np.ndarray:
     """0-based indices of the frames to read, ascending, each once, at least one, (n,) int64.
 
+    A choice that goes by times is made among the frames whose time is known.
+
     Args:
         frame_times_ms: of all frames, (T,) float64, never decreasing, NaN = unknown; T at least 1.
         choice: how.
@@ -84,20 +86,23 @@ def choose_frames(
         item: what is being read, for messages.
 
     Raises:
-        SequenceError: the choice needs times that are unknown.
+        SequenceError: the choice goes by times, and they are unknown.
         ValueError: a curve is needed and does not fit the frames.
     """
     num_frames = len(frame_times_ms)
-    if choice.kind in NEED_TIMES and np.isnan(frame_times_ms).any():
+    known = np.flatnonzero(np.isfinite(frame_times_ms))
+    if choice.kind in NEED_TIMES and len(known) < min(2, num_frames):
         raise SequenceError(
             bad_value(
                 item,
                 "frame_times_ms",
-                f"unknown for {np.isnan(frame_times_ms).sum()} of {num_frames} frames",
-                f"a time of every frame for frame_choice {choice.kind}",
+                f"unknown for {num_frames - len(known)} of {num_frames} frames",
+                f"known times for frame_choice {choice.kind}",
                 "Choose another frame_choice, or give frame_times_ms in the datalist.",
             )
         )
+    if choice.kind in NEED_TIMES and len(known) < num_frames:
+        return known[choose_frames(frame_times_ms[known], choice, item=item)]
     if choice.needs_curve(num_frames) and (curve is None or np.shape(curve) != (num_frames,)):
         found = "absent" if curve is None else f"of shape {np.shape(curve)}"
         raise ValueError(bad_value(item, "bolus curve", found, f"one value for each of {num_frames} frames"))

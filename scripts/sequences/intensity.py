@@ -86,7 +86,8 @@ def window_sequence(values: Tensor, header: SequenceHeader, window: str, lower: 
         window: `voi`: as the exam asks to be shown (PS3.3 C.11.2), else percentile, see `window_used`.
             `percentile`: between two percentiles of the whole sequence.
             `stored`: between the least and the largest value its bits can hold, or difference of such values, so that
-            nothing is cut off and exams of one device can be compared.
+            nothing is cut off and exams of one device can be compared; floats and 32-bit integers, which never fill
+            their range, between their own least and largest value.
         lower: percentile that becomes 0, in [0, 100).
         upper: percentile that becomes 1, in (lower, 100].
 
@@ -99,7 +100,9 @@ def window_sequence(values: Tensor, header: SequenceHeader, window: str, lower: 
     if used == "voi" and header.voi is not None:
         shown = _through_voi(values, header.voi, header)
     else:
-        low, high = _stored_range(header) if used == "stored" else _percentiles(values, header, lower, upper)
+        known_range = used == "stored" and header.bits_stored <= 16
+        lower, upper = (0, 100) if used == "stored" else (lower, upper)
+        low, high = _stored_range(header) if known_range else _percentiles(values, header, lower, upper)
         shown = (values - low).div_(high - low).clamp_(0.0, 1.0)
     return 1 - shown if header.photometric == "MONOCHROME1" else shown
 

@@ -15,7 +15,7 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable
 
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES
-from scripts.keys import FRAME_INDICES, FRAME_TIMES, FRAMES, HEADER, IMAGE
+from scripts.keys import FRAME_INDICES, FRAME_TIMES, FRAMES, HEADER, IMAGE, MODALITY
 from scripts.sequences.bolus import pre_contrast, read_curve
 from scripts.sequences.choice import PHASE_BOUNDS_S, FrameChoice, choose_frames, jitter
 from scripts.sequences.frames import check_indices, check_times, resize_frames, to_encoder_input
@@ -30,7 +30,8 @@ class LoadSequenced(MapTransform):
 
     In:  image: path of a file with all frames, a folder of single-frame files, or a list of such files;
          frames (optional): 0-based indices to use instead of `frame_choice`;
-         frame_times_ms (optional): one time for each frame of the source, instead of the header's.
+         frame_times_ms (optional): one time for each frame of the source, instead of the header's;
+         modality (optional): DICOM's code, of exams whose container states none: contrast is dark in XA, bright in OP.
     Out: image (T, H, W) float32 in stored units; frame_times_ms (T,) float32 since the first frame of the sequence,
          NaN = unknown; frame_indices (T,) int64; header: SequenceHeader, which the transforms after this one read.
     No randomness.
@@ -70,6 +71,8 @@ class LoadSequenced(MapTransform):
             header = read_header(paths, self.max_sequence_bytes)
             if out.get(FRAME_TIMES) is not None:
                 header = replace(header, frame_times_ms=check_times(source, out[FRAME_TIMES], header.num_frames))
+            if out.get(MODALITY) is not None and not header.modality:
+                header = replace(header, facts={**header.facts, "Modality": out[MODALITY]})
             before_contrast = needs_pre_contrast(header, self.subtraction)
             by_curve = out.get(FRAMES) is None and self.choice.needs_curve(header.num_frames)
             curve = read_curve(header, read_frames) if before_contrast or by_curve else None
