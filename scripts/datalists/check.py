@@ -23,10 +23,10 @@ from scripts.datalists.findings import (
     same_pixels,
 )
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES, SequenceHeader
-from scripts.dicom.sequence import read_frames, read_header
 from scripts.errors import SequenceError
 from scripts.keys import FRAME_TIMES, FRAMES, IMAGE, SYNTHETIC
 from scripts.sequences.frames import check_indices, check_times
+from scripts.sequences.reader import read_frames, read_header
 
 LARGE = 0.5  # of max_sequence_bytes; float32 values of 8-bit frames take four times the stored ones
 NUM_THREADS = 8  # header reading waits for the disk more than for the interpreter

@@ -24,10 +24,10 @@ from scripts.datalists.datalist import Task
 from scripts.datalists.findings import Exam, Finding, printable
 from scripts.datalists.summary import counted, document, grouped, headline, split_rows, terminal_table, verdict
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES
-from scripts.dicom.sequence import read_frames, read_header
 from scripts.errors import bad_value
 from scripts.keys import FRAMES, IMAGE, LABEL, SPLITS
 from scripts.sequences.intensity import to_values, window_sequence
+from scripts.sequences.reader import read_frames, read_header
 
 MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a sequence: its first, middle and last frame and two between
 THUMBNAIL_PIXELS = 160
