@@ -135,10 +135,10 @@ def test_pixel_data_in_too_many_fragments_is_refused_in_time(tmp_path):
     frames = noise((1, 40, 36), np.uint16, 12)
     path = save_encoded(tmp_path / "a", frames, uid.JPEG2000Lossless, 12)
     replace_pixels(path, item(b"") + item(streams_of(path)[0]) + item(b"") * (MAX_FRAGMENTS + 10))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(SequenceError) as error:
         read_header(path)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     assert_message(error.value, path, "PixelData", MAX_FRAGMENTS)
 
 

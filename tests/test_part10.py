@@ -56,10 +56,10 @@ def opened(path: Path, max_bytes: int = 2**31) -> tuple[pydicom.Dataset, str]:
 
 
 def refused(path: Path, *parts: object) -> None:
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(SequenceError) as error:
         opened(path)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
     assert_message(error.value, path, *parts)
 
 
@@ -137,10 +137,10 @@ def test_open_part10_refuses_a_deflate_bomb_in_little_time_and_memory(save, bomb
     code = (
         "import resource, sys, time; from pathlib import Path\n"
         "from scripts.dicom.part10 import open_part10; from scripts.errors import SequenceError\n"
-        "before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()\n"
+        "before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()\n"
         "try:\n    with open_part10(Path(sys.argv[1])): pass\n"
         "except SequenceError as error: print(error)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.monotonic() - start)"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, time.process_time() - start)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, cwd=ROOT, check=True)
     message, used = done.stdout.splitlines()
@@ -277,9 +277,9 @@ import json, resource, sys, time
 from pathlib import Path
 from scripts.dicom.sequence import read_frames, read_header
 from scripts.errors import SequenceError
-before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
 for path in map(Path, sys.argv[1:]):
-    start = time.monotonic()
+    start = time.process_time()
     try:
         header = read_header(path)
         read_frames(header, range(header.num_frames))
@@ -287,7 +287,7 @@ for path in map(Path, sys.argv[1:]):
     except SequenceError:
         outcome = "refused"
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps([path.name, outcome, time.monotonic() - start, used]))
+    print(json.dumps([path.name, outcome, time.process_time() - start, used]))
 """
 
 

@@ -16,7 +16,7 @@ import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -86,7 +86,7 @@ def _openjpeg(stream: bytes, layout: PixelLayout, precision: int) -> np.ndarray:
 def _rle(stream: bytes, layout: PixelLayout, _: int) -> np.ndarray:
     import rle
 
-    size = {"rows": layout.rows, "columns": layout.columns, "bits_allocated": layout.allocated}
+    size: dict[str, Any] = {"rows": layout.rows, "columns": layout.columns, "bits_allocated": layout.allocated}
     try:
         data = rle.decode_pixel_data(stream, version=2, **size)
     except BaseException as error:

@@ -156,7 +156,8 @@ def read_layout(path: Path, file: Part10) -> PixelLayout:
     by_plane = samples == 3 and _number(path, file, 0x06, "PlanarConfiguration", (0, 1), default=0) == 1
     if photometric in YBR and allocated != 8:
         raise SequenceError(bad_value(path, "(0028,0100) BitsAllocated", allocated, f"8 in {photometric}"))
-    if photometric == "YBR_FULL_422" and file.syntax in NATIVE and columns % 2:
+    uncompressed = (*NATIVE, ENCAPSULATED_UNCOMPRESSED, DEFLATED_FRAMES)
+    if photometric == "YBR_FULL_422" and file.syntax in uncompressed and columns % 2:
         raise SequenceError(bad_value(path, "(0028,0011) Columns", columns, "an even number in YBR_FULL_422"))
     return PixelLayout(rows, columns, samples, allocated, stored, signed, by_plane, photometric)
 
