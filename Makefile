@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check format lint types clean
+.PHONY: demo test check bench format lint types clean
 
 demo: $(READY)
 	$(BIN)/python -m scripts demo
@@ -13,6 +13,9 @@ test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 check: format lint types test
+
+bench: $(READY)
+	$(BIN)/python -m tests.benchmarks
 
 format: $(READY)
 	$(BIN)/ruff format --check .

@@ -6,8 +6,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from scripts.features.store import FeatureStore
 from scripts.networks.card import read_card
 from tests.angioreport import CLASSES, write_angioreport
@@ -22,12 +20,10 @@ def command(cwd: Path, *arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(line, cwd=cwd, capture_output=True, text=True, env=environment, timeout=300, check=False)
 
 
-@pytest.mark.parametrize("labels", ["csv", "json"])
-def test_angioreport_data_is_listed_checked_cached_and_trained_on(tmp_path, labels):
+def test_angioreport_data_is_listed_checked_cached_and_trained_on(tmp_path):
     data, out = tmp_path / "data", tmp_path / "out"
-    table, split_file = write_angioreport(data)
-    source = table if labels == "csv" else split_file
-    listed = command(tmp_path, "scripts", "datalist", data, "--labels", source, "--synthetic")
+    _, split_file = write_angioreport(data)
+    listed = command(tmp_path, "scripts", "datalist", data, "--labels", split_file, "--synthetic")
     assert listed.returncode == 0, listed.stderr
     content = json.loads((data / "datalist.json").read_text())
     items = [item for split in ("training", "validation", "test") for item in content[split]]
@@ -46,7 +42,7 @@ def test_angioreport_data_is_listed_checked_cached_and_trained_on(tmp_path, labe
 
     run = ("monai.bundle", "run", "--bundle_root", ROOT, "--dataset_dir", data, "--output_dir", out, "--config_file")
     encoder = ("--encoder_name", "test_vit", "--encoder_weights", "random:0", "--image_size", 48)
-    choice = ("--panel", "left", "--frame_choice", "phase_stratified" if labels == "json" else "last")
+    choice = ("--panel", "left", "--frame_choice", "phase_stratified")
     cached = command(tmp_path, *run, ROOT / "configs" / "cache_features.yaml", *encoder, *choice, "--max_frames", 6)
     assert cached.returncode == 0, cached.stderr
     store = FeatureStore.open(out / "features")
@@ -59,4 +55,4 @@ def test_angioreport_data_is_listed_checked_cached_and_trained_on(tmp_path, labe
     trained = command(tmp_path, *run, ROOT / "configs" / "train.yaml", *training)
     assert trained.returncode == 0, trained.stderr
     card = read_card(out / "model.pt")
-    assert (card["panel"], card["frame_choice"], card["synthetic"]) == ("left", choice[-1], True)
+    assert (card["panel"], card["frame_choice"], card["synthetic"]) == ("left", "phase_stratified", True)
