@@ -131,6 +131,18 @@ def test_a_frame_that_lost_its_last_fragments_is_refused(tmp_path, syntax):
         assert_message(error.value, path, "PixelData", "without its end")
 
 
+@pytest.mark.parametrize("padding", [b"", b"\0\0", b"\x12\x34" * 5])
+@pytest.mark.parametrize("syntax", [uid.JPEGLSLossless, uid.JPEG2000Lossless, uid.JPEGLosslessSV1])
+def test_several_images_in_one_fragment_are_refused(tmp_path, syntax, padding):
+    path = save_encoded(tmp_path / "a", noise((2, 40, 36), np.uint16, 12), syntax, 12)
+    both = padding.join(stream + b"\0" * (len(stream) % 2) for stream in streams_of(path))
+    save_encoded(path, noise((1, 40, 36), np.uint16, 12), syntax, 12)
+    header = read_header(replace_pixels(path, item(b"") + item(both)))
+    with pytest.raises(SequenceError) as error:
+        read_frames(header, [0])
+    assert_message(error.value, path, "PixelData", "several images")
+
+
 def test_pixel_data_in_too_many_fragments_is_refused_in_time(tmp_path):
     frames = noise((1, 40, 36), np.uint16, 12)
     path = save_encoded(tmp_path / "a", frames, uid.JPEG2000Lossless, 12)

@@ -19,6 +19,8 @@ SEQUENTIAL_DCT = (0xC0, 0xC1)
 START_OF_SCAN = 0xDA
 JP2_SIGNATURE = b"\0\0\0\x0cjP  \r\n\x87\n"
 JPEG_START, JPEG2000_START, END_OF_IMAGE = b"\xff\xd8\xff", b"\xff\x4f\xff\x51", b"\xff\xd9"
+# one image right behind another, with the few bytes of padding that writers leave
+NEXT_IMAGE = re.compile(rb"\xff\xd9.{0,16}?(\xff\xd8\xff|\xff\x4f\xff\x51)", re.DOTALL)
 HEAD_BYTES = 8192  # tables before the start of frame are far smaller; colour profiles up to 64 kB each
 LONG_HEAD_BYTES = 2**19
 

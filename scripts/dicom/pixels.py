@@ -8,7 +8,7 @@ import numpy as np
 from pydicom import Dataset, uid
 from pydicom.pixels import convert_color_space
 
-from scripts.dicom.codestreams import is_lossy, numeric_uid
+from scripts.dicom.codestreams import NEXT_IMAGE, is_lossy, numeric_uid
 from scripts.dicom.decoding import decode
 from scripts.dicom.elements import PIXEL_DATA, UNDEFINED
 from scripts.dicom.fragments import (
@@ -226,7 +226,10 @@ def _decoded_frame(path: Path, file: Part10, layout: PixelLayout, spans: list[Sp
     decoder = DECODERS[file.syntax]
     is_coded = decoder not in ("rle", "numpy", "zlib")
     precision = frame_header(path, file, spans).precision if is_coded else layout.allocated
-    samples = decode(path, decoder, read_frame(file, spans), layout, precision)
+    stream = read_frame(file, spans)
+    if is_coded and NEXT_IMAGE.search(stream):  # decoders would show the first
+        raise SequenceError(bad_value(path, PIXEL_DATA_NAME, "of several images in one frame", "one image a frame"))
+    samples = decode(path, decoder, stream, layout, precision)
     if samples.shape != layout.shape:
         raise SequenceError(bad_value(path, "decoded frame", samples.shape, f"{layout.shape}, as the header says"))
     return layout.stored_values(samples, precision, is_lossy(file.syntax))
