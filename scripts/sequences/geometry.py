@@ -7,21 +7,25 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
+from scipy.spatial import ConvexHull
 from torch import Tensor
 
 from scripts.dicom.header import SequenceHeader, Shutter
 from scripts.errors import SequenceError, bad_value
 
 BORDERS = ("keep", "fill", "crop")
+SIDES = (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1])
 PANELS = ("whole", "left", "right")
 MAX_COORDINATE = 2**20  # of a vertex: Pillow counts pixels in 32 bits, and draws nothing where they overflow
 MAX_BORDER_FRAMES = 16  # looked at for a border, spread over the run: a border stays, and more only cost time
 BRIGHT_FRAMES = 0.1  # share of frames in which a border pixel may be bright: the first of fluoroscopy are noisy
+SIDE_LEVEL = 10  # percentile along one side of the frame that is its level: corners of a round mask take up that much
 MAX_DARK_SIDE = 0.35  # of the way from the darkest level to the picture's: brighter sides of a frame are tissue
 BORDER_LEVEL = 0.25  # of the way from the border's level to the picture's: beyond the foot of a blade's blurred edge
 # Within this share of the image side a border gives way to the picture; soft tissue darkens over longer ways.
 EDGE_WIDTH = 0.015
 EDGE_RISE = 1.6  # times BORDER_LEVEL that a border's edge has risen by there
+MAX_BULGE = 0.005  # of the image side, beyond half a pixel: mean depth to which a border reaches into a convex picture
 MAX_TENDRIL = 0.01  # of the image side: dark catheters and vessels that leave the border are no wider than that
 MIN_PICTURE = 0.1  # of the largest lit part: smaller ones inside the border are burned-in text and markers
 MIN_CUT, MAX_CUT = 0.005, 0.6  # of the frame: less is a stain; a field collimated to less than 40 % is not seen in XA
@@ -121,10 +125,10 @@ def find_border(values: Tensor, header: SequenceHeader) -> Tensor:
     border = np.zeros((rows, columns), bool)
     picture = float(np.median(lasting[rows // 4 : rows - rows // 4, columns // 4 : columns - columns // 4]))
     darkest = float(lasting.min())
-    for side in (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1]):  # blades let pass more or less scatter
-        level = float(np.percentile(lasting[side], 10))
+    levels = {float(np.percentile(lasting[side], SIDE_LEVEL)) for side in SIDES}  # blades let pass more or less scatter
+    for level in sorted(levels):
         if level < picture and level <= darkest + MAX_DARK_SIDE * (picture - darkest):
-            border |= _border_of(lasting, side, level, picture)
+            border |= _border_at(lasting, level, picture)
     inside = ~border
     return torch.from_numpy(inside) if MIN_CUT <= border.mean() <= MAX_CUT else everything
 
@@ -165,38 +169,61 @@ def _lasting_brightness(values: Tensor, header: SequenceHeader) -> NDArray[np.fl
     return ndimage.median_filter(lasting, 3, mode="nearest")
 
 
-def _border_of(lasting: NDArray, side: tuple | int, level: float, picture: float) -> NDArray[np.bool_]:
-    """The border that touches one side of the frame, (H, W).
+def _border_at(lasting: NDArray, level: float, picture: float) -> NDArray[np.bool_]:
+    """The border of one level of brightness, (H, W).
 
     Args:
         lasting: brightness that lasts, (H, W).
-        side: index of that side.
         level: brightness of the border.
         picture: brightness of the picture, more than `level`.
     """
     limit = level + BORDER_LEVEL * (picture - level)
-    parts, _ = ndimage.label(lasting < limit)
-    touching = np.unique(parts[side])
-    lit = ~np.isin(parts, touching[touching > 0])
-    parts, num_parts = ndimage.label(lit)
+    parts, num_parts = ndimage.label(lasting < limit)
+    dark = _touch_side(parts, num_parts)[parts]
+    parts, num_parts = ndimage.label(~dark)
     sizes = np.bincount(parts.ravel(), minlength=num_parts + 1)
     sizes[0] = 0
-    dark = ~(sizes >= MIN_PICTURE * sizes.max())[parts]
+    is_picture = _touch_side(parts, num_parts) | (sizes >= MIN_PICTURE * sizes.max())
+    dark |= ~is_picture[parts]
     # Opening, as if the border went on outside the frame, where blades may be thinner than a catheter.
     width = 2 * math.ceil(MAX_TENDRIL * min(dark.shape)) + 1
-    dark = ndimage.grey_opening(np.pad(dark, width, constant_values=True).astype(np.uint8), (width, width))
-    dark = dark[width:-width, width:-width].astype(bool)
-    return dark & _has_edge(lasting, dark, level, limit)
+    padded = np.pad(dark, width, constant_values=True)
+    opened = ndimage.grey_opening(padded.astype(np.uint8), (width, width)).astype(bool)
+    return _convincing(lasting, opened[width:-width, width:-width], level, limit)
 
 
-def _has_edge(lasting: NDArray, dark: NDArray[np.bool_], level: float, limit: float) -> NDArray[np.bool_]:
-    """Those parts of a dark region that the picture rises from as from an edge, (H, W)."""
+def _convincing(lasting: NDArray, dark: NDArray[np.bool_], level: float, limit: float) -> NDArray[np.bool_]:
+    """Those parts of a dark region that look like a border, (H, W): the picture rises from them as from an edge, and
+    they do not bulge into it: fields of collimators and of round masks are convex.
+    """
     parts, num_parts = ndimage.label(dark)
     reach = math.ceil(EDGE_WIDTH * min(dark.shape)) + 1
     near = ndimage.grey_dilation(parts, (2 * reach + 1, 2 * reach + 1))
     near[ndimage.maximum_filter(dark, 2 * reach - 1)] = 0  # a line `reach` pixels away
-    convincing = np.zeros(num_parts + 1, bool)
-    for part in range(1, num_parts + 1):
-        along = lasting[near == part]
-        convincing[part] = len(along) > 0 and np.median(along) - level > EDGE_RISE * (limit - level)
-    return convincing[parts]
+    bulging = dark & _convex_hulls(~dark)
+    length = np.bincount(near.ravel(), minlength=num_parts + 1)
+    depth = np.bincount(parts[bulging], minlength=num_parts + 1) / np.maximum(length, 1)
+    candidates = 1 + np.flatnonzero((length > 0)[1:] & (depth < MAX_BULGE * min(dark.shape) + 0.5)[1:])
+    rise = np.array([np.median(lasting[near == part]) - level for part in candidates])
+    return np.isin(parts, candidates[rise > EDGE_RISE * (limit - level)])
+
+
+def _touch_side(parts: NDArray, num_parts: int) -> NDArray[np.bool_]:
+    """For each label in (H, W) whether it touches the frame's edge, (num_parts + 1,); label 0 never does."""
+    touch = np.zeros(num_parts + 1, bool)
+    for side in SIDES:
+        touch[parts[side]] = True
+    touch[0] = False
+    return touch
+
+
+def _convex_hulls(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Convex hulls of the connected parts of a region, (H, W): two panels side by side are two parts."""
+    parts, _ = ndimage.label(region)
+    drawing = Image.new("1", region.shape[::-1])
+    pen = ImageDraw.Draw(drawing)
+    for part, box in enumerate(ndimage.find_objects(parts), start=1):
+        points = np.argwhere(parts[box] == part)[:, ::-1] + (box[1].start, box[0].start)  # (pixels, 2), column first
+        if np.ptp(points, axis=0).all():  # a line of pixels is its own hull
+            pen.polygon([tuple(point) for point in points[ConvexHull(points).vertices].tolist()], fill=1)
+    return np.asarray(drawing)
