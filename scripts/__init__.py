@@ -3,18 +3,26 @@
 Imports point from the end of this list to its beginning, never back.
 
     keys           names of keys, splits, tasks; the letters of shapes
-    errors         exceptions and the one form of a message
+    errors         exceptions, the one form of a message, damaged files told by it
     overrides      command line of a workflow -> refused, if it names an unknown id
 
     dicom/         DICOM files -> header, stored values
       header       what is known of a sequence before its pixels are decoded, whatever holds it
+      elements     data elements -> where they are, after a walk that bounds all of a hostile file
+      streams      plain, headless or deflated file -> one kind of stream
       part10       path -> a stream that pydicom reads; its many errors -> SequenceError
       files        file, folder, list or DICOMDIR -> the DICOM files in it
+      values       header values -> numbers, codes, words that are safe to show
+      facts        header -> the facts that leave the reader, hints at a person in the pixels
       times        timing attributes -> frame_times_ms (T,), order of files
-      functional   functional groups of enhanced objects -> attributes of each frame
-      display      VOI, shutters, mask subtraction as the exam asks for them
-      decoding     file, indices -> decoded frames; a decoder that can break down runs in a child
-      pixels       header, file -> checked pixel data -> stored values of chosen frames
+      functional   functional groups of enhanced objects -> attributes and clock of each frame
+      display      VOI, shutters, mask subtraction, padding as the exam asks for them
+      layout       attributes of the pixel module -> how a sample lies in its bits
+      codestreams  head of a compressed frame -> its size and precision
+      fragments    encapsulated pixel data -> the fragments of each frame
+      palette      stored values -> RGB through the lookup tables of the image
+      decoding     compressed frame -> samples; a decoder that can break down runs in a child
+      pixels       file -> checked pixel data -> stored values of chosen frames
       sequence     file, folder or list -> SequenceHeader -> stored frames (T, H, W)
 
     sequences/     any container -> frames -> encoder input
@@ -30,16 +38,21 @@ Imports point from the end of this list to its beginning, never back.
       intensity    stored values -> brightness (T, H, W) in [0, 1], one scale a sequence
       frames       brightness -> resized -> encoder input (T, 3, H, W)
       transforms   all of these as MONAI MapTransforms
-      augmentation MONAI's random transforms that move all frames alike
+      augmentation random changes of a sequence, all frames alike
       dataset      items -> encoder input, bad exams marked and passed on
 
     datalists/     folders, labels -> datalist -> checked items
-      labels       items, labels.csv -> labelled items, task, splits with patients kept apart
-      collect      folder, labels.csv -> runs grouped from headers, datalist.json
       datalist     datalist.json -> checked items, task
-      layouts      folders as public sets lay them out -> items
-      check        datalist -> what is readable, balanced, leaking, suspicious
-      sheet        the same as a page with pictures
+      labels       table of labels -> labelled items, task, splits with patients kept apart
+      grouping     DICOM headers -> which files make one run
+      scan         folder or DICOMDIR -> its sequences, and what was left out
+      exam_rows    labels of the AngioReport layout -> one row an exam
+      layouts      the AngioReport layout -> items in the order of time
+      collect      folder, labels -> datalist.json; input of inference -> items
+      findings     entries of a list -> leaks, copies, classes: what is wrong or odd in it as a whole
+      check        datalist -> the same with headers and one decoded frame of each sequence
+      summary      checked list -> numbers and tables
+      sheet        checked list -> check.json, check.html with pictures
 
     networks/      tensors -> tensors
       encoder      frames (N, 3, H, W) -> features (N, D), any timm backbone

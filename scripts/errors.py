@@ -1,4 +1,26 @@
-"""The errors of this bundle: what a caller can catch, and the one form their messages have."""
+"""The errors of this bundle: what a caller can catch, the one form of their messages, and damaged files told by it."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# What libraries raise on damaged files, whatever they were written for.
+READ_ERRORS: tuple[type[Exception], ...] = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    SyntaxError,  # Pillow 13.0.0, on a damaged PNG
+    EOFError,
+    StopIteration,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
 
 
 class SequenceError(ValueError):
@@ -22,3 +44,26 @@ def bad_value(item: object, field: str, found: object, allowed: str, way_out: st
     text = str(found) or "empty"
     text = text if len(text) <= 200 else text[:197] + "..."
     return f"{item}: {field} is {text}, needs {allowed}." + (f" {way_out}" if way_out else "")
+
+
+@contextmanager
+def reading(path: object, what: str, allowed: str, also: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """Turn what a damaged file makes a library raise into one SequenceError, without quoting the library's text.
+
+    A file that is absent or may not be read stays the operating system's error: the exam is not at fault.
+
+    Args:
+        path: the item of the message.
+        what: the field of the message.
+        allowed: what a readable file would have been.
+        also: errors that only this library has.
+    """
+    errors = READ_ERRORS + also
+    try:
+        yield
+    except SequenceError:
+        raise
+    except errors as error:
+        if isinstance(error, (FileNotFoundError, PermissionError)) and not isinstance(error, also):
+            raise
+        raise SequenceError(bad_value(path, what, f"unreadable ({type(error).__name__})", allowed)) from error

@@ -426,7 +426,7 @@ def test_read_stored_reads_only_the_chosen_frames(save, monkeypatch):
         return data
 
     monkeypatch.setattr(Part10, "read", counted)
-    assert len(read_stored(path, [3, 49], uid.ExplicitVRLittleEndian, colour=False)) == 2
+    assert len(list(read_stored(path, [3, 49], uid.ExplicitVRLittleEndian, colour=False))) == 2
     assert 2 * 64 * 64 <= sum(read) < 3 * 64 * 64
 
 

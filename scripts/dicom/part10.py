@@ -9,7 +9,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -18,29 +18,12 @@ from pydicom import uid
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.filereader import ENCODED_VR
 
+from scripts import errors
 from scripts.dicom.elements import PIXEL_DATA, UNDEFINED, walk
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES
 from scripts.dicom.streams import Inflated, Part10, Prefixed
 from scripts.errors import SequenceError, bad_value
 
-# pydicom and its decoders raise all of these on damaged files.
-READ_ERRORS = (
-    InvalidDicomError,
-    BytesLengthException,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    ArithmeticError,
-    NotImplementedError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    StopIteration,
-    struct.error,
-    zlib.error,
-    MemoryError,
-)
 PREAMBLE_BYTES = 128
 NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian)
 MAX_META_ELEMENTS = 64  # PS3.10 7.1 knows 16
@@ -62,17 +45,9 @@ logging.getLogger("pydicom").setLevel(logging.CRITICAL)
 warnings.filterwarnings("ignore", module=r"pydicom(\.|$)")
 
 
-@contextmanager
-def reading(path: object, what: str) -> Iterator[None]:
-    """Turn whatever a damaged file makes pydicom raise into one SequenceError without quoting any value."""
-    try:
-        yield
-    except (SequenceError, FileNotFoundError):
-        raise
-    except READ_ERRORS as error:
-        raise SequenceError(
-            bad_value(path, what, f"unreadable ({type(error).__name__})", "a complete, valid DICOM object")
-        ) from error
+def reading(path: object, what: str) -> AbstractContextManager[None]:
+    """`errors.reading` with what pydicom raises on damaged files."""
+    return errors.reading(path, what, "a complete, valid DICOM object", (InvalidDicomError, BytesLengthException))
 
 
 @contextmanager

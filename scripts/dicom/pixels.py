@@ -1,11 +1,11 @@
 """Stored pixel values of chosen frames, checked against the header before anything is allocated."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from pydicom import Dataset, uid
+from pydicom import uid
 from pydicom.pixels import convert_color_space
 
 from scripts.dicom.codestreams import NEXT_IMAGE, is_lossy, numeric_uid
@@ -51,14 +51,12 @@ def decoder_versions() -> dict[str, str]:
     return {package: version(package) for package in packages}
 
 
-def check_pixel_data(path: Path, file: Part10, header: Dataset, frame_bytes: int, frames: int) -> None:
+def check_pixel_data(path: Path, file: Part10, frames: int) -> None:
     """Refuse pixel data that is not what the header says, before decoding.
 
     Args:
         path: for messages.
         file: of `open_part10`, at any position.
-        header: as read from it.
-        frame_bytes: decoded bytes of a frame.
         frames: NumberOfFrames.
 
     Raises:
@@ -89,8 +87,8 @@ def stored_bits(path: Path, file: Part10) -> int:
     return read_palette(path, file).bits if layout.photometric == PALETTE else layout.stored
 
 
-def read_stored(path: Path, indices: Sequence[int], transfer_syntax: str, colour: bool) -> list[np.ndarray]:
-    """Stored values of chosen frames, each (H, W) or, in colour, (H, W, 3) as RGB; native byte order, C-contiguous.
+def read_stored(path: Path, indices: Sequence[int], transfer_syntax: str, colour: bool) -> Iterator[np.ndarray]:
+    """Stored values of chosen frames, one by one, (H, W) or, in colour, (H, W, 3) as RGB; native order, C-contiguous.
 
     Only these frames are read and decoded. RGB of PALETTE COLOR has the type of the palette's entries, uint8 or
     uint16; `stored_bits` is its range.
@@ -116,18 +114,16 @@ def read_stored(path: Path, indices: Sequence[int], transfer_syntax: str, colour
             raise SequenceError(bad_value(path, "frame", outside[0], f"0 to {frames - 1}"))
         if file.syntax in NATIVE:
             _check_native(path, file, layout, frames)
-            decoded = [layout.stored_values(_native_frame(file, layout, index)) for index in indices]
+            decoded = (layout.stored_values(_native_frame(file, layout, index)) for index in indices)
         else:
             spans = _encapsulated(path, file, layout, frames)
-            decoded = [_decoded_frame(path, file, layout, spans[index]) for index in indices]
-        if not colour:
-            return decoded
-        if layout.photometric == PALETTE:
-            palette = read_palette(path, file)
-            return [palette.to_rgb(frame) for frame in decoded]
-        # Pillow hands over RGB already
-        is_ybr = layout.photometric in YBR and DECODERS.get(file.syntax) != "pillow"
-        return [convert_color_space(frame, "YBR_FULL", "RGB") if is_ybr else frame for frame in decoded]
+            decoded = (_decoded_frame(path, file, layout, spans[index]) for index in indices)
+        if colour and layout.photometric == PALETTE:
+            yield from map(read_palette(path, file).to_rgb, decoded)
+        elif colour and layout.photometric in YBR and DECODERS.get(file.syntax) != "pillow":  # which gives RGB already
+            yield from (convert_color_space(frame, "YBR_FULL", "RGB") for frame in decoded)
+        else:
+            yield from decoded
 
 
 def read_layout(path: Path, file: Part10) -> PixelLayout:

@@ -129,7 +129,7 @@ def _sequence_header(files: list[_File], times: np.ndarray, warnings: list[str])
         frame_times_ms=times,
         photometric=layout.photometric,
         bits_stored=bits,
-        signed=layout.signed,
+        signed=layout.signed and layout.photometric != PALETTE,
         transfer_syntax=tuple(file.syntax for file in files),
         facts=facts(header),
         warnings=tuple(dict.fromkeys(warnings)),
@@ -152,20 +152,23 @@ def read_frames(header: SequenceHeader, indices: Sequence[int]) -> np.ndarray:
     """
     colour = header.photometric not in MONOCHROME
     chosen = [(0, list(indices))] if len(header.files) == 1 else [(index, [0]) for index in indices]
-    frames = []
+    shape = (header.rows, header.columns, 3) if colour else (header.rows, header.columns)
+    frames, done = np.empty(0), 0
     for position, wanted in chosen:
         path = header.files[position]
         with reading(path, "(7FE0,0010) PixelData"):
-            frames += read_stored(path, wanted, header.transfer_syntax[position], colour)
-    shape = (header.rows, header.columns, 3) if colour else (header.rows, header.columns)
-    wrong = next((frame.shape for frame in frames if frame.shape != shape), None)
-    if wrong is not None:
-        raise SequenceError(bad_value(header.files[0], "decoded frame", wrong, f"{shape}, as the header says"))
-    return np.stack(frames)
+            for frame in read_stored(path, wanted, header.transfer_syntax[position], colour):
+                if frame.shape != shape or (done and frame.dtype != frames.dtype):
+                    found = f"{frame.shape} of {frame.dtype}"
+                    raise SequenceError(bad_value(path, "decoded frame", found, f"{shape}, alike in all files"))
+                frames = frames if done else np.empty((len(indices), *shape), frame.dtype)
+                frames[done] = frame  # at once: a list of frames beside the array would hold them twice
+                done += 1
+    return frames
 
 
 def _read_file(path: Path, max_bytes: int) -> _File:
-    if not path.is_file():
+    if not path.exists():
         raise FileNotFoundError(bad_value(path, "path", "absent", "an existing file"))
     with open_part10(path, max_bytes) as file, reading(path, "header"):
         layout, frames = read_layout(path, file), _number_of_frames(path, file)
@@ -177,7 +180,7 @@ def _read_file(path: Path, max_bytes: int) -> _File:
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
         if value_of(header, "SOPClassUID") is None and file.sop_class:
             header.SOPClassUID = uid.UID(file.sop_class)
-        check_pixel_data(path, file, header, frame_bytes, frames)
+        check_pixel_data(path, file, frames)
         warnings = [*check_class(path, header), *privacy_warnings(header), *intensity_warnings(header)]
         clock, odd = lift_groups(path, header, frames)
         return _File(path, header, layout, bits, file.syntax, frames, clock, warnings + odd)

@@ -8,10 +8,11 @@ import math
 from collections.abc import Collection, Sequence
 
 from pydicom import Dataset
+from pydicom.errors import BytesLengthException
 from pydicom.multival import MultiValue
 from pydicom.tag import Tag
 
-from scripts.dicom.part10 import READ_ERRORS
+from scripts.errors import READ_ERRORS
 
 MAX_VALUE_BYTES = 2**14  # pydicom makes an object of each number: 1 MB of frame pointers took it 30 s
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"  # in place of a value that pydicom cannot convert: no number, no code
@@ -29,7 +30,7 @@ def value_of(header: Dataset, keyword: str, max_bytes: int = MAX_VALUE_BYTES) ->
         return UNREADABLE
     try:
         value = header.get(keyword)
-    except (*READ_ERRORS, OSError):
+    except READ_ERRORS + (BytesLengthException,):  # noqa: RUF005 - mypy
         return UNREADABLE
     return None if isinstance(value, (str, MultiValue, list, bytes)) and not value else value
 

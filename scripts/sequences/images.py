@@ -17,8 +17,7 @@ import numpy as np
 from PIL import Image
 
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES, SequenceHeader, check_decoded_size
-from scripts.errors import SequenceError, bad_value
-from scripts.sequences.damage import reading
+from scripts.errors import SequenceError, bad_value, reading
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")

@@ -18,8 +18,7 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES, SequenceHeader, check_decoded_size
-from scripts.errors import SequenceError, bad_value
-from scripts.sequences.damage import reading
+from scripts.errors import SequenceError, bad_value, reading
 
 VALID = "a complete, valid NIfTI file"
 NIBABEL_ERRORS = (HeaderDataError, WrapStructError)

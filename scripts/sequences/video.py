@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES, SequenceHeader, check_decoded_size
-from scripts.errors import SequenceError, bad_value
-from scripts.sequences.damage import reading
+from scripts.errors import SequenceError, bad_value, reading
 
 SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv")
 VALID = "a complete, valid MP4, MOV, AVI or MKV video"
