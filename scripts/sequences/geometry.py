@@ -17,7 +17,7 @@ BORDERS = ("keep", "fill", "crop")
 SIDES = (np.s_[0], np.s_[-1], np.s_[:, 0], np.s_[:, -1])
 PANELS = ("whole", "left", "right")
 MAX_COORDINATE = 2**20  # of a vertex: Pillow counts pixels in 32 bits, and draws nothing where they overflow
-MAX_BORDER_FRAMES = 16  # looked at for a border, spread over the run: a border stays, and more only cost time
+MAX_BORDER_FRAMES = 16  # looked at, spread over the run: a border stays, and more frames only cost time
 BRIGHT_FRAMES = 0.1  # share of frames in which a border pixel may be bright: the first of fluoroscopy are noisy
 SIDE_LEVEL = 10  # percentile along one side of the frame that is its level: corners of a round mask take up that much
 MAX_DARK_SIDE = 0.35  # of the way from the darkest level to the picture's: brighter sides of a frame are tissue
@@ -26,9 +26,12 @@ BORDER_LEVEL = 0.25  # of the way from the border's level to the picture's: beyo
 EDGE_WIDTH = 0.015
 EDGE_RISE = 1.6  # times BORDER_LEVEL that a border's edge has risen by there
 MAX_BULGE = 0.005  # of the image side, beyond half a pixel: mean depth to which a border reaches into a convex picture
+PANELS_ASPECT = 1.5  # width over height from which on a frame may hold two panels: two square pictures make 2
 MAX_TENDRIL = 0.01  # of the image side: dark catheters and vessels that leave the border are no wider than that
 MIN_PICTURE = 0.1  # of the largest lit part: smaller ones inside the border are burned-in text and markers
-MIN_CUT, MAX_CUT = 0.005, 0.6  # of the frame: less is a stain; a field collimated to less than 40 % is not seen in XA
+# Of the frame. Less is a stain: a blade of one pixel along all sides of 512 x 512 takes 0.8 %. More is a picture that
+# is mostly dark: the largest known border, that of a round fundus as high as a 16:9 frame, takes 56 %.
+MIN_CUT, MAX_CUT = 0.005, 0.6
 
 
 def check_geometry(border: str, panel: str) -> None:
@@ -135,18 +138,18 @@ def find_border(values: Tensor, header: SequenceHeader) -> Tensor:
 
 def _shutter(shutter: Shutter, rows: int, columns: int) -> NDArray[np.bool_]:
     """Pixels all shapes of one shutter show, (H, W)."""
+    y, x = np.arange(rows), np.arange(columns)
     region = np.ones((rows, columns), bool)
     if shutter.rectangle is not None:
         top, bottom, left, right = shutter.rectangle
-        region[:] = False
-        region[max(top, 0) : bottom + 1, max(left, 0) : right + 1] = True
+        region &= ((y >= top) & (y <= bottom))[:, None] & (x >= left) & (x <= right)
     if shutter.circle is not None:
         row, column, radius = shutter.circle
-        region &= np.hypot(np.arange(rows)[:, None] - row, np.arange(columns) - column) <= radius
+        region &= np.hypot(y[:, None] - row, x - column) <= radius
     if shutter.polygon is not None:
         drawing = Image.new("1", (columns, rows))
         vertices = np.clip(shutter.polygon, -MAX_COORDINATE, MAX_COORDINATE)[:, ::-1]  # (vertices, 2), column first
-        ImageDraw.Draw(drawing).polygon([(x, y) for x, y in vertices.tolist()], fill=1, outline=1)
+        ImageDraw.Draw(drawing).polygon([tuple(vertex) for vertex in vertices.tolist()], fill=1, outline=1)
         region &= np.asarray(drawing)
     return region
 
@@ -162,11 +165,12 @@ def _darkest(values: Tensor, region: Tensor, header: SequenceHeader) -> Tensor:
 def _lasting_brightness(values: Tensor, header: SequenceHeader) -> NDArray[np.float32]:
     """Brightness each pixel stays below in all but BRIGHT_FRAMES of the frames, noise of one pixel removed, (H, W)."""
     chosen = np.unique(np.linspace(0, len(values) - 1, min(len(values), MAX_BORDER_FRAMES)).round().astype(int))
-    frames = values[torch.from_numpy(chosen)].numpy()  # (t, H, W)
-    frames = -frames if header.photometric == "MONOCHROME1" else frames
+    frames = values[torch.from_numpy(chosen)].numpy()  # (t, H, W), a copy
+    if header.photometric == "MONOCHROME1":
+        np.negative(frames, out=frames)
     rank = math.ceil((1 - BRIGHT_FRAMES) * len(frames)) - 1
-    lasting = np.partition(frames, rank, axis=0)[rank]
-    return ndimage.median_filter(lasting, 3, mode="nearest")
+    frames.partition(rank, axis=0)
+    return ndimage.median_filter(frames[rank], 3, mode="nearest")
 
 
 def _border_at(lasting: NDArray, level: float, picture: float) -> NDArray[np.bool_]:
@@ -193,14 +197,17 @@ def _border_at(lasting: NDArray, level: float, picture: float) -> NDArray[np.boo
 
 
 def _convincing(lasting: NDArray, dark: NDArray[np.bool_], level: float, limit: float) -> NDArray[np.bool_]:
-    """Those parts of a dark region that look like a border, (H, W): the picture rises from them as from an edge, and
-    they do not bulge into it: fields of collimators and of round masks are convex.
+    """Those parts of a dark region that look like a border, (H, W).
+
+    The picture rises from them as from an edge, and they do not bulge into it: what collimators and round masks leave
+    is convex, in each half of frames that may hold two panels.
     """
     parts, num_parts = ndimage.label(dark)
     reach = math.ceil(EDGE_WIDTH * min(dark.shape)) + 1
     near = ndimage.grey_dilation(parts, (2 * reach + 1, 2 * reach + 1))
     near[ndimage.maximum_filter(dark, 2 * reach - 1)] = 0  # a line `reach` pixels away
-    bulging = dark & _convex_hulls(~dark)
+    halves = np.array_split(~dark, 2 if dark.shape[1] >= PANELS_ASPECT * dark.shape[0] else 1, axis=1)
+    bulging = dark & np.hstack([_convex_hulls(half) for half in halves])
     length = np.bincount(near.ravel(), minlength=num_parts + 1)
     depth = np.bincount(parts[bulging], minlength=num_parts + 1) / np.maximum(length, 1)
     candidates = 1 + np.flatnonzero((length > 0)[1:] & (depth < MAX_BULGE * min(dark.shape) + 0.5)[1:])
@@ -218,8 +225,8 @@ def _touch_side(parts: NDArray, num_parts: int) -> NDArray[np.bool_]:
 
 
 def _convex_hulls(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Convex hulls of the connected parts of a region, (H, W): two panels side by side are two parts."""
-    parts, _ = ndimage.label(region)
+    """Convex hulls of the connected parts of a region, (H, W)."""
+    parts, _ = ndimage.label(region)  # pixels that share a side: a part is never a slanting line
     drawing = Image.new("1", region.shape[::-1])
     pen = ImageDraw.Draw(drawing)
     for part, box in enumerate(ndimage.find_objects(parts), start=1):
