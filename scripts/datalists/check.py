@@ -3,8 +3,10 @@
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 from tqdm import tqdm
@@ -14,8 +16,8 @@ from scripts.datalists.findings import (
     Exam,
     Finding,
     Reading,
-    keep_apart,
     label_findings,
+    named_twice,
     patient_findings,
     printable,
     read_content,
@@ -23,13 +25,15 @@ from scripts.datalists.findings import (
     same_pixels,
 )
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES, SequenceHeader
-from scripts.errors import SequenceError
-from scripts.keys import FRAME_TIMES, FRAMES, IMAGE, SYNTHETIC
+from scripts.errors import SequenceError, bad_value
+from scripts.keys import FRAME_TIMES, FRAMES, IMAGE, MODALITY, SYNTHETIC
 from scripts.sequences.frames import check_indices, check_times
 from scripts.sequences.reader import read_frames, read_header
 
+LARGE_FRAME_BYTES = 2**26  # decoded: 8192 x 8192 of 8 bits
 LARGE = 0.5  # of max_sequence_bytes; float32 values of 8-bit frames take four times the stored ones
 NUM_THREADS = 8  # header reading waits for the disk more than for the interpreter
+_LARGE_FRAME = Lock()
 
 
 @dataclass(frozen=True)
@@ -65,61 +69,68 @@ def check_datalist(
     path, root = Path(path), Path(dataset_dir).absolute()
     content = read_content(path, root)
     task, exams, findings = read_entries(path, content, root)
-    findings += patient_findings(exams)
-    readable, repeated = keep_apart(exams)
-    findings += repeated
+    findings += [*named_twice(exams), *patient_findings(exams)]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        results = pool.map(lambda exam: read_exam(exam, root, max_sequence_bytes), readable)
-        bar = tqdm(results, total=len(readable), desc="checking", unit="sequence", disable=not progress)
-        read = list(bar)
-    done = {exam.where: exam for exam, _ in read}
-    exams = [done.get(exam.where, exam) for exam in exams]
+        results = pool.map(lambda exam: read_exam(exam, root, max_sequence_bytes) if exam.item else (exam, []), exams)
+        read = list(tqdm(results, total=len(exams), desc="checking", unit="sequence", disable=not progress))
+    exams = [exam for exam, _ in read]
     findings += [finding for _, found in read for finding in found]
-    findings += same_pixels(exams)
-    findings += label_findings(exams, task)
+    findings += [*same_pixels(exams), *label_findings(exams, task)]
     return Checked(path.name, datalist_digest(path), task, content.get(SYNTHETIC) is True, exams, findings)
 
 
 def read_exam(exam: Exam, root: Path, max_sequence_bytes: int) -> tuple[Exam, list[Finding]]:
     """The entry with what its header and middle frame say, and what is wrong or odd in them."""
-    findings: list[Finding] = []
-
-    def add(kind: str, text: str) -> None:
-        findings.append(Finding(kind, exam.where, exam.source, printable(text)))
-
+    kind = "unreadable"
     try:
         header = read_header(exam.item[IMAGE], max_sequence_bytes)
-        frame = read_frames(header, [header.num_frames // 2])[0]
+        with one_large(header):
+            digest = pixel_digest(read_frames(header, [header.num_frames // 2])[0], header.num_frames)
+        if digest is None and header.num_frames == 1:
+            raise SequenceError(bad_value(exam.source, "pixel values", "all alike", "at least two different values"))
+        kind = "frames"
+        used, times, modality = as_listed(exam, header)
     except Exception as error:  # whatever it is: one exam must not cost the others their check
-        add("unreadable", reason(error, exam, root))
-        return exam, findings
-    times = header.frame_times_ms
-    for key, check in ((FRAMES, check_indices), (FRAME_TIMES, check_times)):
-        if exam.item.get(key) is not None:
-            try:
-                fitting = check(exam.source, exam.item[key], header.num_frames)
-                times = fitting if key == FRAME_TIMES else times
-            except SequenceError as error:
-                add("frames", reason(error, exam, root))
-    digest = pixel_digest(frame, header.num_frames)
+        return exam, [Finding(kind, exam.where, exam.source, reason(error, exam, root))]
+    odd = [("times", text) for text in _odd_times(times)]
     if digest is None:
-        add("constant", f"every pixel of the middle frame is {frame.flat[0]:g}")
-    if header.num_frames == 1:
-        add("single_frame", "one frame: nothing moves in it")
-    for text in _odd_times(times):
-        add("times", text)
-    decoded = decoded_bytes(header)
-    if decoded > LARGE * max_sequence_bytes:
-        add("size", f"decodes to {decoded} bytes, {decoded / max_sequence_bytes:.0%} of max_sequence_bytes")
-    for text in header.warnings:
-        add("header", text)
-    return replace(exam, reading=_reading(header, times, digest)), findings
+        odd.append(("constant", "all pixels of the middle frame are alike"))
+    if len(used) == 1:
+        odd.append(("single_frame", "one frame: nothing moves in it"))
+    if (decoded := decoded_bytes(header)) > LARGE * max_sequence_bytes:
+        odd.append(("size", f"decodes to {decoded} bytes, {decoded / max_sequence_bytes:.0%} of max_sequence_bytes"))
+    if exam.item.get(MODALITY) not in (None, modality):
+        odd.append(("header", f"{MODALITY} is {exam.item[MODALITY]} in the list, {modality} in the exam, which counts"))
+    odd += [("header", text) for text in header.warnings]
+    reading = _reading(header, modality, times, digest)
+    return replace(exam, reading=reading), [Finding(k, exam.where, exam.source, printable(text)) for k, text in odd]
+
+
+def one_large(header: SequenceHeader) -> AbstractContextManager:
+    """What to hold while a frame is: threads side by side hold one large frame together, and many small ones."""
+    large = decoded_bytes(header) > LARGE_FRAME_BYTES * header.num_frames
+    return _LARGE_FRAME if large else nullcontext()
+
+
+def as_listed(exam: Exam, header: SequenceHeader) -> tuple[np.ndarray, np.ndarray, str]:
+    """Indices and times (ms) of the frames to choose from, and the modality, as `LoadSequenced` takes them.
+
+    Raises:
+        SequenceError: what the list says does not fit the exam.
+    """
+    used, times, item = np.arange(header.num_frames), header.frame_times_ms, exam.item
+    if item.get(FRAME_TIMES) is not None:
+        times = check_times(exam.source, item[FRAME_TIMES], header.num_frames)
+    if item.get(FRAMES) is not None:
+        used = check_indices(exam.source, item[FRAMES], header.num_frames)
+    return used, times[used], header.modality or item.get(MODALITY) or ""
 
 
 def reason(error: Exception, exam: Exam, root: Path) -> str:
     """The error's text with paths as the list has them; of an error that is not ours only its type."""
-    if isinstance(error, SequenceError | FileNotFoundError):
-        return printable(str(error).replace(f"{root}/", "").removeprefix(f"{exam.source}: "))
+    if isinstance(error, SequenceError | FileNotFoundError | ImportError):
+        text = str(error).replace(f"{root}/", "").replace(f"{root}: ", "")
+        return printable(text.removeprefix(f"{exam.source}: "))
     return f"unreadable ({type(error).__name__})"
 
 
@@ -136,20 +147,21 @@ def _odd_times(times: np.ndarray) -> Iterator[str]:
         yield f"{(gaps == 0).sum()} of {len(gaps)} gaps are 0 ms"
 
 
-def _reading(header: SequenceHeader, times: np.ndarray, digest: str | None) -> Reading:
+def _reading(header: SequenceHeader, modality: str, times: np.ndarray, digest: str | None) -> Reading:
     unknown = int((~np.isfinite(times)).sum())
-    timed = header.num_frames > 1 and not unknown
+    timed = len(times) > 1 and not unknown
     return Reading(
         container=header.container,
-        modality=header.modality,
+        modality=modality,
         transfer_syntaxes=tuple(sorted(set(header.transfer_syntax))),
         photometric=header.photometric,
         bits_stored=header.bits_stored,
-        num_frames=header.num_frames,
+        num_frames=len(times),
         rows=header.rows,
         columns=header.columns,
         unknown_times=unknown,
         duration_s=float(times[-1] - times[0]) / 1000 if timed else None,
+        gap_ms=float(np.median(np.diff(times))) if timed else None,
         digest=digest,
         warnings=header.warnings,
     )
@@ -171,8 +183,9 @@ def pixel_digest(frame: np.ndarray, num_frames: int) -> str | None:
         frame: (H, W) or (H, W, 3), stored values.
         num_frames: of its sequence.
     """
-    if (frame == frame.flat[0]).all():
+    if (frame.min(axis=(0, 1)) == frame.max(axis=(0, 1))).all():
         return None
     digest = hashlib.sha256(f"{frame.shape} {num_frames} ".encode())
-    digest.update(np.ascontiguousarray(frame, dtype="<f4").tobytes())
+    for row in frame:  # one by one: no float copy of a large frame is held
+        digest.update(row.astype("<f4").tobytes())
     return digest.hexdigest()

@@ -1,14 +1,22 @@
 """The entries of a datalist, and what is wrong or odd in the list as a whole: leaks, copies, labels, classes."""
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scripts.datalists.datalist import Task, _read_item, _read_task, class_counts, read_datalist
+from scripts.datalists.datalist import (
+    Task,
+    _read_item,
+    _read_json,
+    _read_task,
+    _real_path,
+    class_counts,
+    read_datalist,
+)
 from scripts.keys import (
     IMAGE,
     LABEL,
@@ -63,18 +71,19 @@ class Finding:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the header and the middle frame of a sequence say; numbers and codes only."""
+    """What the header, the list and the middle frame of a sequence say; numbers and codes only."""
 
     container: str
     modality: str
     transfer_syntaxes: tuple[str, ...]  # different ones among its files
     photometric: str
     bits_stored: int
-    num_frames: int
+    num_frames: int  # to choose from: those the list names, else all
     rows: int
     columns: int
     unknown_times: int  # frames
     duration_s: float | None  # None: a single frame, or times that are not all known
+    gap_ms: float | None  # between frames, the middle one; None as above
     digest: str | None  # of `pixel_digest`; None: the frame is of one value
     warnings: tuple[str, ...]
 
@@ -105,24 +114,22 @@ def read_content(path: Path, root: Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError, ValueError: as `read_datalist`.
     """
-    content: Any = None
-    with suppress(OSError, ValueError, RecursionError):
-        content = json.loads(path.read_text())
-    if not root.is_dir() or not isinstance(content, dict) or not any(split in content for split in SPLITS):
+    if not path.is_file() or not root.is_dir():
         read_datalist(path, root)  # raises, and says why
-    return content
+    return _read_json(path)
 
 
 def read_entries(path: Path, content: dict[str, Any], root: Path) -> tuple[Task | None, list[Exam], list[Finding]]:
     """Each entry by itself through what `read_datalist` asks of it, so that one mistake does not hide the next."""
     findings: list[Finding] = []
     exams: list[Exam] = []
+    real: dict[Path, Path] = {}
 
     def attempt(where: str, source: object, read: Callable[[], Any]) -> Any:
         try:
             return read()
-        except (ValueError, OSError, RuntimeError) as error:  # OSError, RuntimeError: names and links gone wild
-            text = str(error).removeprefix(f"{where}: ").removeprefix(f"{path}: ")
+        except Exception as error:  # links in a circle, numbers without end: whatever people write into a list
+            text = str(error).removeprefix(f"{where}: ").removeprefix(f"{path}: ").replace(f"{root}/", "")
             findings.append(Finding("contract", where, printable(source), printable(text)))
             return None
 
@@ -139,34 +146,36 @@ def read_entries(path: Path, content: dict[str, Any], root: Path) -> tuple[Task 
                 entry = {key: value for key, value in entry.items() if key != LABEL}
             source = entry.get(IMAGE, "") if isinstance(entry, dict) else ""
             where = f"{split}[{i}]"
-            item = attempt(where, source, lambda where=where, entry=entry: _read_item(where, entry, root, task))  # type: ignore[misc]
-            exams.append(Exam(split, i, item or {}))
+            exams.append(
+                Exam(split, i, attempt(where, source, partial(_read_item, where, entry, root, task, real)) or {})
+            )
     return task, exams, findings
 
 
-def keep_apart(exams: list[Exam]) -> tuple[list[Exam], list[Finding]]:
-    """The entries to read, which are those whose files no earlier one names; and what is named twice."""
-    seen: dict[tuple[str, str], Exam] = {}
-    readable, findings = [], []
+def named_twice(exams: list[Exam]) -> Iterator[Finding]:
+    """Files, told by real paths, and names of sequences that an earlier entry has too, or the same one twice."""
+    seen: dict[tuple[str, object], Exam] = {}
+    real: dict[Path, Path] = {}
     for exam in (exam for exam in exams if exam.item):
-        image = exam.item[IMAGE] if isinstance(exam.item[IMAGE], list) else [exam.item[IMAGE]]
-        files = [(IMAGE, str(file.resolve())) for path in image for file in _with_content(path)]
-        names = [(SEQUENCE, str(exam.item[SEQUENCE]))] if exam.item.get(SEQUENCE) is not None else []
-        earlier = {key: seen[key, name] for key, name in (*files, *names) if (key, name) in seen}
+        names: list[tuple[str, object]] = [(IMAGE, file) for file in _real_files(exam.item[IMAGE], real)]
+        names += [(SEQUENCE, str(exam.item[SEQUENCE]))] if exam.item.get(SEQUENCE) is not None else []
+        earlier: dict[str, Exam] = {}
+        for key, name in names:
+            if (key, name) in seen:
+                earlier.setdefault(key, seen[key, name])
+            seen.setdefault((key, name), exam)
         for key, first in earlier.items():
             text = f"{key} is a duplicate of {first.where} ({first.source}), needs each sequence once."
-            findings.append(Finding("contract", exam.where, exam.source, text))
-        if IMAGE not in earlier:
-            readable.append(exam)
-        for name in (*files, *names):
-            seen.setdefault(name, exam)
-    return readable, findings
+            yield Finding("contract", exam.where, exam.source, text)
 
 
-def _with_content(path: Path) -> list[Path]:
-    with suppress(OSError):
-        return [path, *path.iterdir()] if path.is_dir() else [path]
-    return [path]
+def _real_files(image: Path | list[Path], real: dict[Path, Path]) -> list[Path]:
+    """Real paths of an entry's files, of folders with what they hold; what cannot be followed the reader will tell."""
+    files = []
+    for path in image if isinstance(image, list) else [image]:
+        with suppress(OSError, RuntimeError):
+            files += [_real_path(file, real) for file in ([path, *path.iterdir()] if path.is_dir() else [path])]
+    return files
 
 
 def patient_findings(exams: list[Exam]) -> Iterator[Finding]:

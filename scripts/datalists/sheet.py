@@ -15,11 +15,12 @@ from typing import Any
 
 import jinja2
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from scripts.datalists.check import NUM_THREADS, Checked, check_datalist, reason
+from scripts.datalists.check import NUM_THREADS, Checked, check_datalist, one_large, reason
 from scripts.datalists.datalist import Task
 from scripts.datalists.findings import Exam, Finding, printable
 from scripts.datalists.summary import counted, document, grouped, headline, split_rows, terminal_table, verdict
@@ -111,14 +112,17 @@ def choose_sample(exams: Sequence[Exam], size: int, seed: int) -> list[Exam]:
     """At most `size` entries whose pictures can be shown, in the order of the list.
 
     Every pair of split and label gives one in turn, drawn at random, until there are enough: a rare class is seen.
-    Sequences whose header says, or does not deny, that a name can stand in the pixels are left out.
+    Sequences whose header says, or does not deny, that a name can stand in the pixels are left out, and those whose
+    middle frame is empty.
     """
     rng = np.random.default_rng(seed)
     groups: dict[tuple[str, str], list[Exam]] = defaultdict(list)
     for exam in exams:
-        if exam.reading is not None and not any(BURNED_IN in warning for warning in exam.reading.warnings):
+        if exam.reading is None or exam.reading.digest is None:
+            continue
+        if not any(BURNED_IN in warning for warning in exam.reading.warnings):
             groups[exam.split, str(exam.item.get(LABEL))].append(exam)
-    turns = [(turn, exam) for group in groups.values() for turn, exam in enumerate(rng.permutation(group))]  # type: ignore[arg-type]
+    turns = [(turn, group[i]) for group in groups.values() for turn, i in enumerate(rng.permutation(len(group)))]
     chosen = [exam for _, exam in sorted(turns, key=lambda pair: pair[0])[:size]]
     return sorted(chosen, key=lambda exam: (SPLITS.index(exam.split), exam.position))
 
@@ -131,16 +135,25 @@ def pictures_of(exam: Exam, max_sequence_bytes: int) -> list[tuple[str, str]]:
     """
     header = read_header(exam.item[IMAGE], max_sequence_bytes)
     usable = exam.item.get(FRAMES) or range(header.num_frames)
-    indices = sorted({usable[round(moment * (len(usable) - 1))] for moment in MOMENTS})
-    values = to_values(read_frames(header, indices), header)  # (T, H, W)
-    shown = window_sequence(values, header, "percentile", *PERCENTILES)
-    return [(thumbnail(frame), f"frame {index + 1}") for frame, index in zip(shown, indices, strict=True)]
+    indices = sorted({usable[int(moment * (len(usable) - 1) + 0.5)] for moment in MOMENTS})
+    small = []
+    for index in indices:  # one by one: of large frames only the thumbnails are held together
+        with one_large(header):
+            small.append(thumbnail(to_values(read_frames(header, [index]), header)[0]))
+    shown = window_sequence(torch.stack(small), header, "percentile", *PERCENTILES)  # (T, h, w)
+    return [(as_src(frame), f"frame {index + 1}") for frame, index in zip(shown, indices, strict=True)]
 
 
-def thumbnail(frame: Tensor) -> str:
-    """A frame (H, W) in [0, 1] as the `src` of an <img>: a small JPEG, base64."""
+def thumbnail(frame: Tensor) -> Tensor:
+    """A frame (H, W) float32 made small, aspect kept: (h, w), the larger side at most THUMBNAIL_PIXELS."""
+    picture = Image.fromarray(frame.numpy())
+    picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS), Image.Resampling.BOX)  # of padding no values in between
+    return torch.from_numpy(np.array(picture))
+
+
+def as_src(frame: Tensor) -> str:
+    """A frame (h, w) in [0, 1] as the `src` of an <img>: a JPEG, base64."""
     picture = Image.fromarray((frame * 255).round().byte().numpy())
-    picture.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     data = io.BytesIO()
     picture.save(data, "JPEG", quality=JPEG_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode()}"
@@ -171,11 +184,13 @@ def page(checked: Checked, content: dict[str, Any], strips: Sequence[Strip]) -> 
         lstrip_blocks=True,
     )
     environment.filters["counted"] = counted
+    environment.filters["number"] = lambda value, form, none="unknown": none if value is None else form % value
     return environment.get_template("sheet.html.j2").render(
         **content,
         headline=headline(content),
         verdict=verdict(content),
         rows=split_rows(content["splits"]),
+        exams=[(exam, label_text(exam.item, checked.task)) for exam in checked.exams],
         groups=grouped(checked.findings),
         shown=SHOWN_FINDINGS,
         strips=strips,

@@ -62,6 +62,7 @@ def describe(exams: list[Exam], checked: Checked) -> dict[str, Any]:
         "patients": len(patients) or None,
         "frames": spread([reading.num_frames for reading in read]),
         "duration_s": spread([reading.duration_s for reading in read if reading.duration_s is not None]),
+        "gap_ms": spread([reading.gap_ms for reading in read if reading.gap_ms is not None]),
         "times_unknown": sum(reading.num_frames > 1 and reading.unknown_times > 0 for reading in read),
         "labelled": len(labelled),
         "classes": classes,
@@ -96,6 +97,7 @@ def split_rows(splits: dict[str, dict[str, Any]]) -> list[tuple[str, list[str]]]
         ("patients", [str(split["patients"] or "unknown") for split in splits.values()]),
         ("frames", [_range(split["frames"], "{:.0f}") for split in splits.values()]),
         ("duration (s)", [_range(split["duration_s"], "{:.1f}") for split in splits.values()]),
+        ("between frames (ms)", [_range(split["gap_ms"], "{:.0f}") for split in splits.values()]),
         ("times unknown", [str(split["times_unknown"]) for split in splits.values()]),
     ]
     for name in next(iter(splits.values()))["classes"]:
