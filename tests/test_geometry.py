@@ -251,15 +251,26 @@ def test_find_border_leaves_dark_tissue_at_the_side_of_a_frame():
     assert inside_of(frames).all()
 
 
-@pytest.mark.parametrize("share", [0.003, 0.7])
-def test_find_border_that_is_tiny_or_most_of_the_frame_is_none(share):
-    inside = np.ones((SIZE, SIZE), bool)
-    if share < 0.5:
-        side = round(SIZE * np.sqrt(share))
-        inside[:side, :side] = False
-    else:
-        inside[:, : round(SIZE * share)] = False
+@pytest.mark.parametrize("cut", [0.0031, 0.65])
+def test_find_border_that_is_tiny_or_most_of_the_frame_is_none(cut):
+    y, x = np.indices((SIZE, SIZE))
+    inside = (x > 0) | (y < 80) if cut < 0.5 else np.hypot(y - 79.5, x - 79.5) < 53.4
+    assert 1 - inside.mean() == pytest.approx(cut, rel=0.01)
     assert inside_of(run_in(inside, 4)).all()
+
+
+def test_find_border_is_found_where_a_single_frame_lights_it_up():
+    truth = field("circle")
+    frames = run_in(truth, 12)
+    frames[5] = 200
+    assert iou(inside_of(frames), truth) >= 0.97
+
+
+def test_find_border_is_found_under_stray_bright_pixels():
+    truth = field("blades")
+    frames = run_in(truth, 1)
+    frames[:, np.random.default_rng(0).random((SIZE, SIZE)) < 0.05] = 255
+    assert iou(inside_of(frames), truth) >= 0.97
 
 
 def test_find_border_of_a_subtracted_run_is_all_inside():
