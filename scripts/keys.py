@@ -17,7 +17,7 @@ FRAMES = "frames"  # datalist: 0-based frame indices to use, optional
 LABEL = "label"  # class index, or K zeros and ones
 PATIENT = "patient"
 SEQUENCE = "sequence"
-HEADER = "header"  # allow-listed facts of the DICOM header, never a person's
+HEADER = "header"  # after reading: SequenceHeader, facts of the exam, never a person's
 PRED = "pred"  # logits, (B, K)
 FRAME_WEIGHTS = "frame_weights"  # (B, T), each row sums to 1 over its real frames
 

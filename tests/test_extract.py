@@ -6,16 +6,18 @@ from pathlib import Path
 
 import monai.transforms as mt
 import numpy as np
+import pydicom
 import pytest
 import torch
 from monai.transforms import Compose
+from PIL import Image
 from torch import nn
 
 from scripts.errors import RunFailedError
 from scripts.features.extract import cache_features, entry_key
 from scripts.features.fingerprint import describe, make_fingerprint, require_encoder
 from scripts.features.store import FeatureStore
-from scripts.keys import FRAME_INDICES, FRAME_TIMES, FRAMES, IMAGE, SOURCE
+from scripts.keys import FRAME_INDICES, FRAME_TIMES, FRAMES, IMAGE, MODALITY, SOURCE
 from scripts.networks.encoder import FrameEncoder
 from scripts.networks.weights import load_into
 from scripts.sequences.transforms import (
@@ -225,6 +227,33 @@ def test_two_copies_of_a_bad_exam_are_both_reported(items, folder, tmp_path):
     (tmp_path / "copy.dcm").write_bytes(cut.read_bytes())
     with pytest.raises(RunFailedError, match="2 of 4"):
         run([*items, item_of(tmp_path / "copy.dcm")], folder)
+
+
+def test_folder_of_images_is_cached_by_its_pictures_and_their_times(tmp_path, folder):
+    frames = np.random.default_rng(0).integers(0, 256, (3, 24, 24), dtype=np.uint8)
+    (tmp_path / "run").mkdir()
+    for n, frame in enumerate(frames):
+        Image.fromarray(frame).save(tmp_path / "run" / f"{n}.png")
+    item = item_of(tmp_path / "run")
+    assert run([item], folder) == [3]
+    assert run([item], folder) == []
+    (tmp_path / "run" / "notes.txt").write_text("no picture")
+    assert run([item], folder) == []
+    assert entry_key(item) != entry_key({**item, MODALITY: "OP"})
+    (tmp_path / "run" / "times.csv").write_text("file,time_ms\n0.png,0\n1.png,40\n2.png,80\n")
+    assert run([item], folder) == [3]
+
+
+def test_odd_exams_are_counted_for_the_log(tmp_path, folder, caplog):
+    odd = write_exam(tmp_path / "odd.dcm", seed=1)
+    exam = pydicom.dcmread(odd)
+    exam.CineRate = 7  # beside a FrameTime of 100 ms
+    exam.save_as(odd)
+    with caplog.at_level("WARNING", logger="angiography"):
+        run([item_of(odd), item_of(write_exam(tmp_path / "even.dcm", seed=2))], folder)
+    assert [record.message for record in caplog.records] == [
+        "1 exams are odd but usable; python -m scripts check DATALIST tells what is odd in each"
+    ]
 
 
 # --- fingerprint ---

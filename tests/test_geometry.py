@@ -460,3 +460,17 @@ def test_check_geometry_accepts_the_known_words_only():
         show_region(torch.zeros(1, 2, 2), header_of((1, 2, 2)), "cut")
     with pytest.raises(ValueError):
         split_panel(torch.zeros(1, 2, 2), "middle")
+
+
+@pytest.mark.parametrize("brighter", [1.5, 3.0, 10.0])
+def test_region_of_a_panel_is_found_in_that_panel_alone(brighter):
+    """A dim disc on the left, a picture that fills the right: 10 times brighter, the left would pass for border."""
+    rows, columns = np.mgrid[:200, :400]
+    frames = np.where((rows - 100) ** 2 + (columns - 110) ** 2 <= 80**2, 60.0, 0.0)
+    frames[:, 200:] = 60.0 * brighter
+    frames = frames + np.random.default_rng(0).normal(0, 1, (3, 200, 400))
+    values = torch.from_numpy(frames.astype(np.float32))
+    header = header_of(values.shape)
+    assert abs(show_region(values, header, "crop", "left").shape[2] - 161) <= 4
+    assert show_region(values, header, "crop", "right").shape == (3, 200, 200)
+    assert torch.equal(show_region(values, header, "keep", "left"), values[..., :200])

@@ -14,29 +14,30 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from scripts.dicom.files import sequence_files
 from scripts.errors import RunFailedError, bad_value
 from scripts.features.fingerprint import PRECISIONS
 from scripts.features.store import FeatureStore, StoredSequence
-from scripts.keys import ERROR, FRAME_INDICES, FRAME_TIMES, FRAMES, IMAGE, SOURCE
+from scripts.keys import ERROR, FRAME_INDICES, FRAME_TIMES, FRAMES, HEADER, IMAGE, MODALITY, SOURCE
 from scripts.sequences.dataset import SequenceDataset, refuse_failures, relative_message
+from scripts.sequences.reader import source_files
 
 logger = logging.getLogger("angiography")
 
 
 def entry_key(item: dict[str, Any]) -> str:
-    """SHA-256 (hex) of an exam's bytes and of its own frame choice, whatever its name or place.
+    """SHA-256 (hex) of an exam's bytes and of what its item says of it, whatever its name or place.
 
     Raises:
         FileNotFoundError, SequenceError: nothing to read there.
     """
     digests = []
     source = Path(item[IMAGE]) if isinstance(item[IMAGE], str) else item[IMAGE]
-    for path in sequence_files(source):
+    for path in source_files(source):
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
     ordered = digests if isinstance(item[IMAGE], list) else sorted(digests)  # a list can say the order of frames
-    content = {"files": ordered, FRAMES: item.get(FRAMES), FRAME_TIMES: item.get(FRAME_TIMES)}
+    said = {key: item[key] for key in (FRAMES, FRAME_TIMES, MODALITY) if item.get(key) is not None}
+    content = {"files": ordered, **said}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -136,10 +137,12 @@ def encode(
 ) -> Iterator[StoredSequence | str]:
     """For each exam its features as they are stored, float16, or the reason why it has none."""
     encoder.eval()
+    odd = 0
     for i, item in enumerate(_read_ahead(dataset)):
         if ERROR in item:
             yield item[ERROR]
             continue
+        odd += HEADER in item and bool(item[HEADER].warnings)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             chunks = [encoder(chunk.to(device)) for chunk in item[IMAGE].split(chunk_frames)]
         features = torch.cat(chunks).to("cpu", torch.float16)  # (T, D); half the disk, 3 significant digits
@@ -148,3 +151,5 @@ def encode(
         else:
             source = dataset.data[i][SOURCE]
             yield bad_value(source, "features", "not finite as float16", "numbers within 65504 of zero")
+    if odd:
+        logger.warning(f"{odd} exams are odd but usable; python -m scripts check DATALIST tells what is odd in each")

@@ -49,7 +49,7 @@ def check_geometry(border: str, panel: str) -> None:
             raise ValueError(bad_value("configuration", name, found, f"one of {', '.join(allowed)}"))
 
 
-def show_region(values: Tensor, header: SequenceHeader, border: str) -> Tensor:
+def show_region(values: Tensor, header: SequenceHeader, border: str, panel: str = "whole") -> Tensor:
     """A sequence without what lies outside shutters, collimator and black border, (T, h, w); `values` stay as they are.
 
     Args:
@@ -58,14 +58,16 @@ def show_region(values: Tensor, header: SequenceHeader, border: str) -> Tensor:
         border: `keep`: unchanged. `fill`: outside gets one value, the darkest of the region as displayed, or 0 (no
             difference to the mask) in a subtracted sequence. `crop`: cut to the region's bounding box, the rest of
             it filled. Where nothing would be left, unchanged.
+        panel: of `split_panel`; the region is that of this panel.
     """
-    check_geometry(border, "whole")
+    check_geometry(border, panel)
+    values = split_panel(values, panel)  # first: a crop moves the seam, and a dim panel is no border
     if border == "keep":
         return values
     region = find_border(values, header)
     shown = shutter_region(header)
     if shown is not None:
-        region &= shown
+        region &= split_panel(shown[None], panel)[0]
     if region.all() or not region.any():
         return values
     if border == "crop":

@@ -122,6 +122,19 @@ def read_frames(header: SequenceHeader, indices: Sequence[int]) -> np.ndarray:
     return frames
 
 
+def folder_images(folder: Path) -> list[Path]:
+    """The images of a folder in the order of the numbers in their names.
+
+    Raises:
+        SequenceError: there is none.
+    """
+    found = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
+    files = sorted((path for path in found if path.is_file()), key=natural_order)
+    if not files:
+        raise SequenceError(bad_value(folder, "folder", "without images", f"files that end in {', '.join(SUFFIXES)}"))
+    return files
+
+
 def natural_order(path: Path) -> tuple:
     """Sort key of a file name by the numbers in it: 2.png before 10.png."""
     parts = re.split(r"(\d+)", path.name.lower())
@@ -186,10 +199,7 @@ def _ordered(source: Path | Sequence[Path]) -> tuple[list[Path], np.ndarray | No
         return list(source), None, []
     if not source.is_dir():
         return [source], None, []
-    found = [path for path in source.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
-    files = sorted((path for path in found if path.is_file()), key=natural_order)
-    if not files:
-        raise SequenceError(bad_value(source, "folder", "without images", f"files that end in {', '.join(SUFFIXES)}"))
+    files = folder_images(source)
     if not (source / TIMES_FILE).is_file():
         return files, None, []
     rows, repeated = _read_times(source / TIMES_FILE)

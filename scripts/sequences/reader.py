@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from scripts.dicom import sequence as dicom
-from scripts.dicom.files import is_dicom
+from scripts.dicom.files import is_dicom, sequence_files
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES, SequenceHeader
 from scripts.errors import SequenceError, bad_value
 from scripts.sequences import images, nifti, video
@@ -83,6 +83,19 @@ def read_frames(header: SequenceHeader, indices: Sequence[int]) -> np.ndarray:
         SequenceError: the pixels cannot be decoded, or are not what the header says.
     """
     return CONTAINERS[header.container].read_frames(header, indices)
+
+
+def source_files(source: Path | Sequence[Path]) -> list[Path]:
+    """All files that decide what a sequence is, from their names alone but for DICOM's; none is checked.
+
+    Raises:
+        FileNotFoundError: nothing at the path.
+        SequenceError: a folder or list without a file.
+    """
+    if isinstance(source, Path) and source.is_dir() and _container(source) == IMAGES:
+        times = source / images.TIMES_FILE
+        return [*images.folder_images(source), *([times] if times.is_file() else [])]
+    return sequence_files(source)
 
 
 def sequence_container(path: Path) -> str | None:

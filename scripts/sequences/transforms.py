@@ -19,7 +19,7 @@ from scripts.keys import FRAME_INDICES, FRAME_TIMES, FRAMES, HEADER, IMAGE, MODA
 from scripts.sequences.bolus import pre_contrast, read_curve
 from scripts.sequences.choice import PHASE_BOUNDS_S, FrameChoice, choose_frames, jitter
 from scripts.sequences.frames import check_indices, check_times, resize_frames, to_encoder_input
-from scripts.sequences.geometry import check_geometry, show_region, split_panel
+from scripts.sequences.geometry import check_geometry, show_region
 from scripts.sequences.intensity import check_window, to_values, window_sequence
 from scripts.sequences.reader import read_frames, read_header
 from scripts.sequences.subtraction import check_subtraction, mask_frames, needed_frames, needs_pre_contrast, subtract
@@ -123,7 +123,7 @@ class ShowRegiond(MapTransform):
     Args:
         keys: one key.
         border: what is outside display shutter, collimator and black border: `keep`, `fill` or `crop`.
-        panel: `whole`, or the `left` or `right` half of frames that hold two pictures side by side.
+        panel: `whole`, or the `left` or `right` half of frames that hold two pictures side by side, taken first.
     """
 
     def __init__(self, keys: KeysCollection = IMAGE, border: str = "keep", panel: str = "whole") -> None:
@@ -134,7 +134,7 @@ class ShowRegiond(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
-            out[key] = split_panel(show_region(out[key], out[HEADER], self.border), self.panel)
+            out[key] = show_region(out[key], out[HEADER], self.border, self.panel)
         return out
 
 
