@@ -20,13 +20,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from scripts.datalists.check import NUM_THREADS, Checked, check_datalist, one_large, reason
+from scripts.datalists.check import NUM_THREADS, Checked, as_listed, check_datalist, one_large, reason
 from scripts.datalists.datalist import Task
 from scripts.datalists.findings import Exam, Finding, printable
 from scripts.datalists.summary import counted, document, grouped, headline, split_rows, terminal_table, verdict
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES
 from scripts.errors import bad_value
-from scripts.keys import FRAMES, IMAGE, LABEL, SPLITS
+from scripts.keys import IMAGE, LABEL, SPLITS
 from scripts.sequences.intensity import to_values, window_sequence
 from scripts.sequences.reader import read_frames, read_header
 
@@ -134,14 +134,18 @@ def pictures_of(exam: Exam, max_sequence_bytes: int) -> list[tuple[str, str]]:
         SequenceError: they cannot be decoded, or all pixels are alike.
     """
     header = read_header(exam.item[IMAGE], max_sequence_bytes)
-    usable = exam.item.get(FRAMES) or range(header.num_frames)
-    indices = sorted({usable[int(moment * (len(usable) - 1) + 0.5)] for moment in MOMENTS})
+    used, times, _ = as_listed(exam, header)
+    shown = sorted({int(moment * (len(used) - 1) + 0.5) for moment in MOMENTS})  # positions in `used`
     small = []
-    for index in indices:  # one by one: of large frames only the thumbnails are held together
+    for index in used[shown]:  # one by one: of large frames only the thumbnails are held together
         with one_large(header):
-            small.append(thumbnail(to_values(read_frames(header, [index]), header)[0]))
-    shown = window_sequence(torch.stack(small), header, "percentile", *PERCENTILES)  # (T, h, w)
-    return [(as_src(frame), f"frame {index + 1}") for frame, index in zip(shown, indices, strict=True)]
+            small.append(thumbnail(to_values(read_frames(header, [int(index)]), header)[0]))
+    frames = window_sequence(torch.stack(small), header, "percentile", *PERCENTILES)  # (T, h, w)
+    captions = [
+        f"frame {index + 1}" + (f", {time_ms / 1000:.1f} s" if np.isfinite(time_ms) else "")
+        for index, time_ms in zip(used[shown], times[shown], strict=True)
+    ]
+    return [(as_src(frame), caption) for frame, caption in zip(frames, captions, strict=True)]
 
 
 def thumbnail(frame: Tensor) -> Tensor:
