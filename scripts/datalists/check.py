@@ -24,6 +24,7 @@ from scripts.datalists.findings import (
     read_entries,
     same_pixels,
 )
+from scripts.datalists.scan import NUM_THREADS
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES, SequenceHeader
 from scripts.errors import SequenceError, bad_value
 from scripts.keys import FRAME_TIMES, FRAMES, IMAGE, MODALITY, SYNTHETIC
@@ -32,7 +33,6 @@ from scripts.sequences.reader import read_frames, read_header
 
 LARGE_FRAME_BYTES = 2**26  # decoded: 8192 x 8192 of 8 bits
 LARGE = 0.5  # of max_sequence_bytes; float32 values of 8-bit frames take four times the stored ones
-NUM_THREADS = 8  # header reading waits for the disk more than for the interpreter
 _LARGE_FRAME = Lock()
 
 

@@ -20,9 +20,10 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from scripts.datalists.check import NUM_THREADS, Checked, as_listed, check_datalist, one_large, reason
+from scripts.datalists.check import Checked, as_listed, check_datalist, one_large, reason
 from scripts.datalists.datalist import Task
 from scripts.datalists.findings import Exam, Finding, printable
+from scripts.datalists.scan import NUM_THREADS
 from scripts.datalists.summary import counted, document, grouped, headline, split_rows, terminal_table, verdict
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES
 from scripts.errors import bad_value
