@@ -46,6 +46,8 @@ def lift_groups(path: Path, header: Dataset, num_frames: int) -> tuple[Clock | N
                 path, f"items of {field_name(PER_FRAME)}", len(frames), f"{num_frames}, one a frame (PS3.3 C.7.6.16)"
             )
         )
+    if not frames and not shared:
+        return None, []
     warnings = []
     for group, keywords in LIFTED.items():
         if group in ONE_A_SEQUENCE and len({_stored(frame, group, keywords) for frame in frames}) > 1:

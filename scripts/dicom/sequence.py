@@ -51,6 +51,7 @@ HEADER_TAGS = [
     *(*FACT_TAGS, *TIMING_TAGS, *FUNCTIONAL_TAGS, *DISPLAY_TAGS, "InstanceNumber"),
     "PixelRepresentation",  # pydicom needs it to tell US from SS
 ]
+_TAGS = [Tag(keyword) for keyword in HEADER_TAGS]  # looked up once: for every file it took a fifth of the time
 ONE_A_SEQUENCE = (*VOI_TAGS[:3], *RESCALE_TAGS, *SHUTTER_TAGS, *COLLIMATOR_TAGS, *PADDING_TAGS)
 FORMAT = {  # fields of PixelLayout in which all files of a sequence agree
     "rows": "Rows",
@@ -177,7 +178,7 @@ def _read_file(path: Path, max_bytes: int) -> _File:
         frame_bytes = values * (2 if bits > 8 else layout.allocated // 8)
         check_decoded_size(path, frames, frame_bytes, f"{layout.rows} x {layout.columns}", max_bytes)
         file.seek(0)
-        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(HEADER_TAGS))
+        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
         if value_of(header, "SOPClassUID") is None and file.sop_class:
             header.SOPClassUID = uid.UID(file.sop_class)
         check_pixel_data(path, file, frames)
