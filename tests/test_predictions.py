@@ -22,7 +22,7 @@ from scripts.keys import (
     TASK,
     TYPE,
 )
-from scripts.reports.predictions import strict_json, write_predictions, write_text_atomically
+from scripts.reports.predictions import strict_json, write_predictions
 
 NAMES = ["normal", "leakage", "pooling"]
 
@@ -147,20 +147,6 @@ def test_row_that_does_not_fit_is_refused_by_its_path_and_nothing_is_written(tmp
 def test_unknown_task_type_is_refused(tmp_path):
     with pytest.raises(ValueError, match="needs one of binary, multiclass, multilabel"):
         write_predictions(tmp_path, [row()], NAMES, [], task_type="ordinal")
-
-
-def test_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch):
-    path = tmp_path / "file.json"
-    write_text_atomically(path, "old")
-
-    def no_space(descriptor):
-        raise OSError("no space left")
-
-    monkeypatch.setattr("scripts.reports.predictions.os.fsync", no_space)
-    with pytest.raises(OSError, match="no space left"):
-        write_text_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_strict_json_turns_numpy_paths_and_non_finite_numbers_into_plain_values():

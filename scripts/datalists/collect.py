@@ -21,6 +21,7 @@ from scripts.datalists.layouts import is_angioreport, read_angioreport
 from scripts.datalists.scan import DICOMDIR, find_sequences
 from scripts.errors import bad_value
 from scripts.keys import CLASSES, IMAGE, LABEL, PATIENT, SOURCE, SPLITS, SYNTHETIC, TASK, TEST, TYPE
+from scripts.writing import write_file
 
 logger = logging.getLogger("angiography")
 
@@ -34,14 +35,11 @@ def write_datalist(path: Path, content: dict[str, Any]) -> None:
     Raises:
         PermissionError: the folder cannot be written.
     """
-    scratch = path.with_name(path.name + ".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_text(json.dumps(content, indent=1) + "\n")
+        write_file(path, json.dumps(content, indent=1) + "\n")
     except PermissionError as error:
         way_out = "Give another place: --output PATH."
         raise PermissionError(bad_value(path, "folder", "read-only", "one that can be written", way_out)) from error
-    scratch.replace(path)
 
 
 def find_inputs(source: str | Path, dataset_dir: str | Path) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ from scripts.errors import bad_value
 from scripts.keys import IMAGE, LABEL, SPLITS
 from scripts.sequences.intensity import to_values, window_sequence
 from scripts.sequences.reader import read_frames, read_header
+from scripts.writing import write_file
 
 MOMENTS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of a sequence: its first, middle and last frame and two between
 THUMBNAIL_PIXELS = 160
@@ -85,8 +86,8 @@ def run_check(
     checked = replace(checked, findings=[*checked.findings, *unreadable])
     content = document(checked)
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / JSON_NAME, json.dumps(content, indent=1, allow_nan=False) + "\n")
-    _write(folder / PAGE_NAME, page(checked, content, strips))
+    write_file(folder / JSON_NAME, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_file(folder / PAGE_NAME, page(checked, content, strips))
     written = f"page: {folder / PAGE_NAME}\neverything: {folder / JSON_NAME}"
     return f"{terminal_table(checked, content)}\n\n{written}\n{verdict(content)}", content["passed"]
 
@@ -201,10 +202,3 @@ def page(checked: Checked, content: dict[str, Any], strips: Sequence[Strip]) -> 
         strips=strips,
         json_name=JSON_NAME,
     )
-
-
-def _write(path: Path, text: str) -> None:
-    """Write beside the file, then rename: a reader sees the old file or the new one, never half of it."""
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)

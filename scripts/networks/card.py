@@ -13,6 +13,7 @@ from scripts.keys import TASK_TYPES
 from scripts.networks.classifier import SequenceClassifier
 from scripts.networks.encoder import FrameEncoder
 from scripts.networks.weights import digest, read_state
+from scripts.writing import write_file
 
 logger = logging.getLogger("angiography")
 
@@ -100,9 +101,7 @@ def save_model(
     scratch = path.with_name(path.name + ".tmp")
     torch.save({name: tensor.cpu() for name, tensor in state.items()}, scratch)
     scratch.replace(path)
-    text = card_path(path).with_name(card_path(path).name + ".tmp")
-    text.write_text(json.dumps(card, indent=1, sort_keys=True) + "\n")
-    text.replace(card_path(path))
+    write_file(card_path(path), json.dumps(card, indent=1, sort_keys=True) + "\n")
     return path
 
 

@@ -16,8 +16,9 @@ from markupsafe import Markup
 from scripts.errors import bad_value
 from scripts.keys import BINARY, CLASSES, MULTICLASS, MULTILABEL, TASK, TYPE
 from scripts.reports import plots
-from scripts.reports.predictions import plain, strict_json, write_text_atomically
+from scripts.reports.predictions import plain, strict_json
 from scripts.reports.resampling import BALANCED_ACCURACY, CLASS_METRICS, MACRO_AUROC
+from scripts.writing import write_file
 
 MODEL_NAME = "temporal model"
 SYNTHETIC_BANNER = "Synthetic data: these numbers say nothing about patients."
@@ -57,9 +58,9 @@ def write_report(output_dir: Path, results: Mapping[str, Any]) -> Path:
         raise ValueError(bad_value("report", "missing entries of the results", ", ".join(missing), "none"))
     output_dir.mkdir(parents=True, exist_ok=True)
     numbers = {key: value for key, value in results.items() if key not in RAW_ARRAYS}
-    write_text_atomically(output_dir / "report.json", strict_json(numbers))
+    write_file(output_dir / "report.json", strict_json(numbers))
     path = output_dir / "report.html"
-    write_text_atomically(path, html_of(results))
+    write_file(path, html_of(results))
     return path
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from scripts.keys import (
     TYPE,
 )
 from scripts.reports.resampling import decisions
+from scripts.writing import write_file
 
 FORMULA_STARTS = ("=", "+", "-", "@")  # a spreadsheet would run the cell: OWASP, CSV injection
 PER_FRAME = (FRAME_INDICES, FRAME_TIMES, FRAME_WEIGHTS)
@@ -65,9 +65,9 @@ def write_predictions(
         "failures": [{IMAGE: failure[IMAGE], REASON: failure[REASON]} for failure in failures],
     }
     output_dir.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(output_dir / "predictions.json", strict_json(document))
+    write_file(output_dir / "predictions.json", strict_json(document))
     csv_path = output_dir / "predictions.csv"
-    write_text_atomically(csv_path, csv_text(entries, classes))
+    write_file(csv_path, csv_text(entries, classes))
     return csv_path
 
 
@@ -179,16 +179,3 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if np.isfinite(value) else None
     return [plain(item) for item in value] if isinstance(value, Sequence) else value
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write beside the file, then rename: a reader sees the old file or the new one, never half of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from scripts.errors import bad_value
 from scripts.keys import IMAGE, LABEL
 from scripts.sequences.phantom_ffa import FFA_CLASSES, ffa_sequence
 from scripts.sequences.phantom_xa import XA_CLASSES, xa_sequence
+from scripts.writing import write_file
 
 KINDS = ("ffa_leak", "xa_flow")
 CLASSES = {"ffa_leak": FFA_CLASSES, "xa_flow": XA_CLASSES}
@@ -72,7 +73,7 @@ def write_exams(
     path = root / "labels.csv"
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([(IMAGE, LABEL), *labels])
-    _write_bytes(path, text.getvalue().encode())
+    write_file(path, text.getvalue())
     return path
 
 
@@ -84,7 +85,7 @@ def _claim(root: Path, recipe: dict[str, object]) -> None:
             bad_value(root, "content", f"exams of {found}", f"none, or those of {recipe}", "Name another folder.")
         )
     root.mkdir(parents=True, exist_ok=True)
-    _write_bytes(path, (json.dumps(recipe) + "\n").encode())
+    write_file(path, json.dumps(recipe) + "\n")
 
 
 def _runs(kind: str, num_patients: int, seed: int) -> Iterator[tuple[int, int, int]]:
@@ -215,17 +216,10 @@ def _save(path: Path, header: Dataset, stored: NDArray, syntax: str, source: Seq
             data.compress(uid.RLELossless, encoding_plugin="pylibjpeg", generate_instance_uid=False)
     buffer = io.BytesIO()
     data.save_as(buffer, enforce_file_format=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _write_bytes(path, buffer.getvalue())
+    write_file(path, buffer.getvalue())
 
 
 def _jpeg(frame: NDArray[np.uint8]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    scratch = path.with_name(path.name + ".tmp")
-    scratch.write_bytes(content)
-    scratch.replace(path)

@@ -1,0 +1,18 @@
+"""Results on disk: a reader sees the old file or the new one, never half of it."""
+
+from pathlib import Path
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write under a temporary name in the same folder, which is made if absent, then rename; text as UTF-8.
+
+    Raises:
+        OSError: it cannot be written there; nothing is left behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

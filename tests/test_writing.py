@@ -1,0 +1,31 @@
+"""A result is on disk whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from scripts.writing import write_file
+
+
+def test_written_file_replaces_the_old_one_and_its_folder_is_made(tmp_path):
+    path = tmp_path / "new" / "file.json"
+    for content in ("old", "n\xe4chster", b"\x00bytes"):
+        write_file(path, content)
+        assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+        assert list(path.parent.iterdir()) == [path]
+
+
+def test_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch):
+    path = tmp_path / "file.json"
+    write_file(path, "old")
+
+    def no_space(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[:1])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", no_space)
+    with pytest.raises(OSError, match="no space left"):
+        write_file(path, "new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
