@@ -59,26 +59,19 @@ def read_datalist(path: str | Path, dataset_dir: str | Path) -> dict[str, Any]:
     """
     path, root = Path(path), Path(dataset_dir)
     if not path.is_file():
-        raise FileNotFoundError(
-            bad_value(
-                path,
-                "datalist",
-                "absent",
-                "an existing JSON file",
-                "Make one: python -m scripts datalist FOLDER",
-            )
-        )
+        way_out = "Make one: python -m scripts datalist FOLDER"
+        raise FileNotFoundError(bad_value(path, "datalist", "absent", "an existing JSON file", way_out))
     if not root.is_dir():
         raise FileNotFoundError(bad_value("configuration", "dataset_dir", root, "an existing folder"))
-    content = _read_json(path)
-    task = _read_task(path, content)
+    content = read_json(path)
+    task = task_of(path, content)
     out: dict[str, Any] = {} if task is None else {TASK: task}
     real: dict[Path, Path] = {}
     for split in SPLITS:
         items = content.get(split, [])
         if not isinstance(items, list):
             raise ValueError(bad_value(path, split, _kind(items), "a list of items"))
-        out[split] = [_read_item(f"{path.name}: {split}[{i}]", item, root, task, real) for i, item in enumerate(items)]
+        out[split] = [read_item(f"{path.name}: {split}[{i}]", item, root, task, real) for i, item in enumerate(items)]
     _refuse_leaks(path, out, real)
     return out
 
@@ -119,7 +112,7 @@ def read_task(path: str | Path, dataset_dir: str | Path) -> Task:
 
 def is_synthetic(path: str | Path) -> bool:
     """True if the list says that its exams were made by a program."""
-    return _read_json(Path(path)).get(SYNTHETIC) is True
+    return read_json(Path(path)).get(SYNTHETIC) is True
 
 
 def datalist_digest(path: str | Path) -> str:
@@ -127,7 +120,7 @@ def datalist_digest(path: str | Path) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """The object of splits in a file; a byte order mark, as Windows writes it, is let pass."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_repeats)
@@ -158,7 +151,12 @@ def _kind(value: object) -> str:
     return next((name for kind, name in KINDS.items() if isinstance(value, kind)), "a number")
 
 
-def _read_task(path: Path, content: dict) -> Task | None:
+def task_of(path: Path, content: dict) -> Task | None:
+    """The task block of a datalist's content, None where it has none.
+
+    Raises:
+        ValueError: an unknown type, or classes that do not fit it.
+    """
     task = content.get(TASK)
     if task is None:
         return None
@@ -173,9 +171,21 @@ def _read_task(path: Path, content: dict) -> Task | None:
     return Task(kind, tuple(classes))  # type: ignore[arg-type]
 
 
-def _read_item(
+def read_item(
     where: str, item: Any, root: Path, task: Task | None, real: dict[Path, Path] | None = None
 ) -> dict[str, Any]:
+    """One entry with paths made absolute and `source` added.
+
+    Args:
+        where: names it in messages.
+        item: the entry as JSON has it.
+        root: dataset_dir.
+        task: of the list.
+        real: of `real_path`.
+
+    Raises:
+        ValueError: it breaks the contract of docs/data_contract.md.
+    """
     if not isinstance(item, dict) or not item.get(IMAGE):
         raise ValueError(bad_value(where, IMAGE, "absent", "a path, a list of paths or a folder"))
     source = item[IMAGE]
@@ -217,12 +227,12 @@ def resolve_inside(where: str, path: str, root: Path, real: dict[Path, Path] | N
         ValueError: it leads out of `root`, by `..`, as an absolute path or through a link.
     """
     absolute, real = root / path, {} if real is None else real
-    if "\0" in path or not _real_path(absolute, real).is_relative_to(_real_path(root, real)):
+    if "\0" in path or not real_path(absolute, real).is_relative_to(real_path(root, real)):
         raise ValueError(bad_value(where, IMAGE, path, "a path inside dataset_dir"))
     return absolute
 
 
-def _real_path(path: Path, real: dict[Path, Path]) -> Path:
+def real_path(path: Path, real: dict[Path, Path]) -> Path:
     """The path without links and `..`; quick for many files of one folder, which is followed once."""
     parent = real.get(path.parent)
     if parent is None:
@@ -256,23 +266,28 @@ def _refuse_leaks(path: Path, content: dict[str, Any], real: dict[Path, Path]) -
             where = f"{path.name}: {split}[{i}] ({item[SOURCE]})"
             patient = item.get(PATIENT)
             if patient is not None and split_of.setdefault(str(patient), split) != split:
-                raise ValueError(
-                    bad_value(
-                        where,
-                        PATIENT,
-                        f"also in {split_of[str(patient)]}",
-                        "each patient in one split only",
-                        "Make the list again: python -m scripts datalist keeps patients apart.",
-                    )
+                found, way_out = (
+                    f"also in {split_of[str(patient)]}",
+                    "Make the list again: datalist keeps patients apart.",
                 )
-            image = item[IMAGE] if isinstance(item[IMAGE], list) else [item[IMAGE]]
-            files = [file for p in image for file in ([p, *p.iterdir()] if p.is_dir() else [p])]
-            names = [(IMAGE, str(_real_path(file, real))) for file in files]
-            names += [(SEQUENCE, str(item[SEQUENCE]))] if item.get(SEQUENCE) is not None else []
-            for name in names:
+                raise ValueError(bad_value(where, PATIENT, found, "each patient in one split only", way_out))
+            for name in names_of(item, real):
                 if name in seen:
                     raise ValueError(bad_value(where, name[0], f"a duplicate of {seen[name]}", "each sequence once"))
                 seen[name] = f"{split}[{i}]"
+
+
+def names_of(item: dict[str, Any], real: dict[Path, Path]) -> list[tuple[str, str]]:
+    """What no other item may have: (IMAGE, real path) of each file and folder, (SEQUENCE, its name).
+
+    Args:
+        item: of `read_item`.
+        real: of `real_path`.
+    """
+    image = item[IMAGE] if isinstance(item[IMAGE], list) else [item[IMAGE]]
+    files = [file for path in image for file in ([path, *path.iterdir()] if path.is_dir() else [path])]
+    names = [(IMAGE, str(real_path(file, real))) for file in files]
+    return names + ([(SEQUENCE, str(item[SEQUENCE]))] if item.get(SEQUENCE) is not None else [])
 
 
 def class_counts(items: Sequence[dict[str, Any]], task: Task) -> np.ndarray:

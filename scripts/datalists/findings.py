@@ -10,18 +10,17 @@ from typing import Any
 
 from scripts.datalists.datalist import (
     Task,
-    _read_item,
-    _read_json,
-    _read_task,
-    _real_path,
     class_counts,
+    names_of,
     read_datalist,
+    read_item,
+    read_json,
+    task_of,
 )
 from scripts.keys import (
     IMAGE,
     LABEL,
     PATIENT,
-    SEQUENCE,
     SOURCE,
     SPLITS,
     TASK,
@@ -116,7 +115,7 @@ def read_content(path: Path, root: Path) -> dict[str, Any]:
     """
     if not path.is_file() or not root.is_dir():
         read_datalist(path, root)  # raises, and says why
-    return _read_json(path)
+    return read_json(path)
 
 
 def read_entries(path: Path, content: dict[str, Any], root: Path) -> tuple[Task | None, list[Exam], list[Finding]]:
@@ -133,7 +132,7 @@ def read_entries(path: Path, content: dict[str, Any], root: Path) -> tuple[Task 
             findings.append(Finding("contract", where, printable(source), printable(text)))
             return None
 
-    task = attempt(TASK, path.name, lambda: _read_task(path, content))
+    task = attempt(TASK, path.name, lambda: task_of(path, content))
     broken_task = bool(findings)
     for split in SPLITS:
         entries = content.get(split, [])
@@ -147,35 +146,25 @@ def read_entries(path: Path, content: dict[str, Any], root: Path) -> tuple[Task 
             source = entry.get(IMAGE, "") if isinstance(entry, dict) else ""
             where = f"{split}[{i}]"
             exams.append(
-                Exam(split, i, attempt(where, source, partial(_read_item, where, entry, root, task, real)) or {})
+                Exam(split, i, attempt(where, source, partial(read_item, where, entry, root, task, real)) or {})
             )
     return task, exams, findings
 
 
 def named_twice(exams: list[Exam]) -> Iterator[Finding]:
     """Files, told by real paths, and names of sequences that an earlier entry has too, or the same one twice."""
-    seen: dict[tuple[str, object], Exam] = {}
+    seen: dict[tuple[str, str], Exam] = {}
     real: dict[Path, Path] = {}
     for exam in (exam for exam in exams if exam.item):
-        names: list[tuple[str, object]] = [(IMAGE, file) for file in _real_files(exam.item[IMAGE], real)]
-        names += [(SEQUENCE, str(exam.item[SEQUENCE]))] if exam.item.get(SEQUENCE) is not None else []
         earlier: dict[str, Exam] = {}
-        for key, name in names:
-            if (key, name) in seen:
-                earlier.setdefault(key, seen[key, name])
-            seen.setdefault((key, name), exam)
+        with suppress(OSError, RuntimeError):  # links that cannot be followed: the reader will tell
+            for name in names_of(exam.item, real):
+                if name in seen:
+                    earlier.setdefault(name[0], seen[name])
+                seen.setdefault(name, exam)
         for key, first in earlier.items():
             text = f"{key} is a duplicate of {first.where} ({first.source}), needs each sequence once."
             yield Finding("contract", exam.where, exam.source, text)
-
-
-def _real_files(image: Path | list[Path], real: dict[Path, Path]) -> list[Path]:
-    """Real paths of an entry's files, of folders with what they hold; what cannot be followed the reader will tell."""
-    files = []
-    for path in image if isinstance(image, list) else [image]:
-        with suppress(OSError, RuntimeError):
-            files += [_real_path(file, real) for file in ([path, *path.iterdir()] if path.is_dir() else [path])]
-    return files
 
 
 def patient_findings(exams: list[Exam]) -> Iterator[Finding]:
