@@ -1,20 +1,29 @@
 """Every form an exam comes in reads back, from outside, to the run it was made from: values, order, times, display."""
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
-from pydicom import uid
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydicom import dcmread, uid
+from pydicom.datadict import dictionary_VR
+from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 from scipy import ndimage
 
 from scripts.dicom.fragments import ENCAPSULATED_UNCOMPRESSED
+from scripts.dicom.sequence import HEADER_TAGS
+from scripts.errors import SequenceError
 from scripts.keys import FRAME_INDICES, FRAME_TIMES, HEADER, IMAGE
 from scripts.sequences.reader import read_frames, read_header
 from scripts.sequences.transforms import LoadSequenced, ShowRegiond, WindowSequenced
-from tests.conftest import OP
+from tests.conftest import OP, PERSON, assert_message, assert_no_person
 from tests.encodings import CODED, HTJ2K_FRAME, HTJ2K_STREAM, NATIVE
 from tests.exam_forms import (
     COLUMNS,
@@ -681,3 +690,155 @@ def test_the_table_has_every_group_in_full():
     assert len({case.id for case in CASES}) == len(CASES) == 182
     for frames in (XA8, XA12, XA16, SMOOTH8, BLOCKS12, COLOUR):
         assert all((a != b).any() for i, a in enumerate(frames) for b in frames[:i])  # an order that can be wrong
+
+
+# --- damage: one error, or the true number of frames of the true shape ---
+
+CROWDED = {  # all that the header says of time and display, for damage to fall on
+    **PERSON,
+    **VECTOR,
+    **TABLE,
+    **window_of(2000, 1500),
+    **blades("Shutter", *SHAPES),
+    **blades("Collimator", "RECTANGULAR"),
+    "AcquisitionDateTime": "20200101120008.5",
+    "CineRate": "15",
+    "PixelPaddingValue": 3,
+    "MaskSubtractionSequence": items(average(1, 2, MaskSubPixelShift=[0.5, 1.0]), {"MaskOperation": "TID"}),
+}
+WHOLE = {
+    "explicit": dicom(XA12, 12, **CROWDED),
+    "implicit": dicom(XA12, 12, NATIVE["implicit"], **CROWDED),
+    "big endian": dicom(SIGNED, 12, BIG, **CROWDED),
+    "deflated": dicom(XA12, 12, NATIVE["deflated"], **CROWDED),
+    "rle": dicom(XA8, 8, RLE, **CROWDED),
+    "jpeg": coded(jpegs(SMOOTH8), SMOOTH8, 8, JPEG, **CROWDED),
+    "jpeg-ls": dicom(XA12, 12, JPEG_LS, **CROWDED),
+    "jpeg 2000": dicom(XA12, 12, J2K, **CROWDED),
+    "palette": dicom(XA8, 8, **palette(TABLES16, 16), **PERSON),
+    "enhanced": dicom(XA12, 12, **enhanced(FrameReferenceDateTime=on_date(SECONDS)), **PERSON),
+    "headless": headless(dicom(XA12, 12, NATIVE["implicit"], **CROWDED), meta=False),
+    "series": series(XA12, moments("AcquisitionDateTime", on_date(SECONDS)), **PERSON),
+    "nifti": nifti(XA16, "run.nii"),
+    "nifti.gz": nifti(XA16, "run.nii.gz"),
+    "png": pictures(XA16, SHUFFLED, MILLISECONDS),
+    "jpeg files": pictures(SMOOTH8, [f"{t}.jpg" for t in range(T)]),
+    "bmp": pictures(XA8, [f"{t}.bmp" for t in range(T)]),
+    "tiff": pages(XA8, compression="tiff_adobe_deflate"),
+    # Not FFV1, which has its size from the container alone; not Matroska, which states no number of frames.
+    "avi": video(COLOUR, "run.avi", "png"),
+    "mp4": video(COLOUR, "run.mp4", "libx264rgb", qp="0"),
+}
+LOAD, REGION, WINDOW = LoadSequenced(frame_choice="all"), ShowRegiond(border="fill"), WindowSequenced(window="voi")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> dict[str, dict[str, bytes]]:
+    """Name and content of every file of every form."""
+    found = {}
+    for kind, write in WHOLE.items():
+        folder = tmp_path_factory.mktemp("whole")
+        write(folder)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        found[kind] = {path.name: path.read_bytes() for path in paths}
+    return found
+
+
+def read_or_refuse(folder: Path, contents: dict[str, bytes]) -> bool:
+    """True where the exam of these files reads to the frames it has; False where it is refused as it should be."""
+    for path in folder.iterdir():
+        path.unlink()
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    source = folder if len(contents) > 1 else folder / next(iter(contents))
+    try:
+        out = WINDOW(REGION(LOAD({IMAGE: source})))
+    except SequenceError as error:
+        assert_message(error)
+        assert_no_person(error)
+        return False
+    assert out[IMAGE].shape == (T, ROWS, COLUMNS), (out[IMAGE].shape, out[HEADER].warnings)
+    assert out[FRAME_TIMES].shape == (T,)
+    assert float(out[IMAGE].min()) >= 0 and float(out[IMAGE].max()) <= 1
+    assert_no_person(out[HEADER])
+    return True
+
+
+def test_exams_are_read_before_they_are_damaged(whole, tmp_path):
+    assert all(read_or_refuse(tmp_path, contents) for contents in whole.values())
+    assert len(whole) == 20 and sum(len(contents) for contents in whole.values()) == 37
+
+
+any_damage = settings(max_examples=500, deadline=2000, derandomize=True, suppress_health_check=list(HealthCheck))
+
+
+@any_damage
+@given(data=st.data())
+def test_an_exam_of_damaged_bytes_is_refused_or_has_all_its_frames(whole, tmp_path_factory, data):
+    kind = data.draw(st.sampled_from(list(WHOLE)), "form")
+    contents = dict(whole[kind])
+    name = data.draw(st.sampled_from(list(contents)), "file")
+    content = bytearray(contents[name])
+    first = 132 if kind == "series" else 0  # of a folder, what has not the mark of DICOM is no part
+    for _ in range(data.draw(st.integers(1, 3), "damages")):
+        last = min(len(content) - 1, data.draw(st.sampled_from([400, 2000, len(content)]), "up to"))
+        at = data.draw(st.integers(first, max(last, first)), "at")
+        content[at : at + data.draw(st.integers(0, 4), "replaces")] = data.draw(st.binary(max_size=4), "bytes")
+    contents[name] = bytes(content)
+    read_or_refuse(damaged_folder(tmp_path_factory), contents)
+
+
+PIXELS = ("Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit", "NumberOfFrames")
+FIELDS = [keyword for keyword in (*HEADER_TAGS, *PIXELS) if dictionary_VR(keyword) != "SQ"]
+TEXTS = [
+    "",
+    "0",
+    "-1",
+    "5",
+    "6",
+    "1e30",
+    "nan",
+    "inf",
+    "1\\2\\3",
+    "\\\\",
+    "MONOCHROME1",
+    "RGB",
+    "TID",
+    "2020",
+    "x" * 70,
+]
+
+
+@any_damage
+@given(data=st.data())
+def test_an_exam_of_any_header_values_is_refused_or_has_all_its_frames(whole, tmp_path_factory, data):
+    kind = data.draw(
+        st.sampled_from([kind for kind in WHOLE if "run.dcm" in whole[kind] and kind != "headless"]), "form"
+    )
+    dataset = dcmread(io.BytesIO(whole[kind]["run.dcm"]))
+    for keyword in data.draw(st.lists(st.sampled_from(FIELDS), min_size=1, max_size=3, unique=True), "fields"):
+        value = data.draw(st.sampled_from(TEXTS).map(str.encode) | st.binary(max_size=8), keyword)
+        value += b" " * (len(value) % 2)
+        implicit, little = dataset.original_encoding
+        vr = dictionary_VR(keyword).split(" ")[0]  # "US or SS"
+        dataset[keyword] = RawDataElement(Tag(keyword), vr, len(value), value, 0, implicit, little)
+    content = io.BytesIO()
+    dataset.save_as(content)
+    read_or_refuse(damaged_folder(tmp_path_factory), {"run.dcm": content.getvalue()})
+
+
+@any_damage
+@given(data=st.data())
+def test_a_nifti_exam_of_any_header_values_is_refused_or_has_all_its_frames(whole, tmp_path_factory, data):
+    content = bytearray(whole["nifti"]["run.nii"])
+    fields = nibabel.Nifti1Header.template_dtype.fields
+    for name in data.draw(st.lists(st.sampled_from(sorted(fields)), min_size=1, max_size=2, unique=True), "fields"):
+        dtype, at = fields[name][:2]
+        content[at : at + dtype.itemsize] = data.draw(st.binary(min_size=dtype.itemsize, max_size=dtype.itemsize), name)
+    read_or_refuse(damaged_folder(tmp_path_factory), {"run.nii": bytes(content)})
+
+
+def damaged_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.getbasetemp() / "damaged"
+    folder.mkdir(exist_ok=True)
+    return folder
