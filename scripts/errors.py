@@ -41,9 +41,14 @@ def bad_value(item: object, field: str, found: object, allowed: str, way_out: st
         allowed: what would have been accepted.
         way_out: what to do about it, a full sentence.
     """
-    text = str(found) or "empty"
+    text = printable(found) or "empty"
     text = text if len(text) <= 200 else text[:197] + "..."
-    return f"{item}: {field} is {text}, needs {allowed}." + (f" {way_out}" if way_out else "")
+    return f"{printable(item)}: {field} is {text}, needs {allowed}." + (f" {way_out}" if way_out else "")
+
+
+def printable(text: object) -> str:
+    """The text on one line that a terminal and UTF-8 can show, whatever stands in a file's name."""
+    return "".join(char if char.isprintable() else "?" for char in str(text))
 
 
 @contextmanager
@@ -66,4 +71,6 @@ def reading(path: object, what: str, allowed: str, also: tuple[type[Exception], 
     except errors as error:
         if isinstance(error, (FileNotFoundError, PermissionError)) and not isinstance(error, also):
             raise
-        raise SequenceError(bad_value(path, what, f"unreadable ({type(error).__name__})", allowed)) from error
+        name = type(error).__name__
+        kind = f"{type(error).__module__}.{name}" if name == "error" else name  # zlib.error, struct.error
+        raise SequenceError(bad_value(path, what, f"unreadable ({kind})", allowed)) from error

@@ -152,7 +152,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("damage", DAMAGED)
 def test_walk_refuses_elements_that_do_not_fit(damage):
-    refused(DAMAGED[damage], "element (")
+    refused(DAMAGED[damage], "header" if damage == "cut off in a tag" else "element (")
 
 
 def test_walk_of_a_thousand_frames_takes_little_beside_what_pydicom_takes(save):

@@ -146,3 +146,17 @@ def test_dicomdir_files_of_a_real_directory_are_all_its_images(shared_data):
     kinds = [r.DirectoryRecordType for r in pydicom.dcmread(path).DirectoryRecordSequence]
     assert 0 < len(files) <= kinds.count("IMAGE")
     assert all(file.is_relative_to(path.parent) for file in files)
+
+
+@pytest.mark.parametrize("content", [b"", bytes(5000), b"x" * 100])
+@pytest.mark.parametrize("names", [["1.dcm", "2.dcm", "3.dcm"], ["IM_0001", "IM_0002", "IM_0010"]])
+def test_a_folder_with_a_frame_that_was_lost_is_refused(tmp_path, names, content):
+    for number, name in enumerate(names):
+        save_dicom(tmp_path / "run" / name, ramp(1), InstanceNumber=number + 1)
+    (tmp_path / "run" / "notes.txt").write_text("no frame")
+    (tmp_path / "run" / "README").write_text("no frame")
+    assert len(sequence_files(tmp_path / "run")) == 3
+    (tmp_path / "run" / names[1]).write_bytes(content)
+    with pytest.raises(SequenceError) as error:
+        sequence_files(tmp_path / "run")
+    assert_message(error.value, names[1], "content", "not DICOM", "named like it")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scripts.errors import SequenceError
-from scripts.sequences.images import read_frames, read_header
+from scripts.sequences.images import MAX_PAGES, read_frames, read_header
 from tests.conftest import PERSON, assert_message, assert_no_person, ramp
 
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
@@ -400,3 +400,11 @@ def test_any_damage_is_one_error_or_frames_as_the_header_says(tmp_path, data, su
         return
     assert stored.shape[:3] == (header.num_frames, header.rows, header.columns)
     assert len(header.frame_times_ms) == header.num_frames
+
+
+def test_a_stack_of_more_pages_than_any_run_is_refused(tmp_path):
+    page = Image.new("L", (2, 2))
+    page.save(tmp_path / "run.tif", save_all=True, append_images=[page] * MAX_PAGES)
+    with pytest.raises(SequenceError) as error:
+        read_header(tmp_path / "run.tif")
+    assert_message(error.value, "run.tif", "frames", MAX_PAGES + 1, MAX_PAGES)

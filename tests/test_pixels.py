@@ -16,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import uid
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.pixels import get_encoder
 
 from scripts.dicom.decoding import DECODE
@@ -493,3 +494,44 @@ def test_damaged_files_are_refused_or_keep_their_number_of_frames(name, tmp_path
     else:
         assert len(stored) == header.num_frames == 3
     assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize("name", ["xa_nema_wg04_XA1_JPLL.dcm", "xa_siemens_rubo0002_96f_jpegbaseline.dcm"])
+@pytest.mark.parametrize("percent", [5, 50, 95])
+def test_a_scan_cut_short_before_its_end_marker_is_refused(shared_data, tmp_path, name, percent):
+    dataset = pydicom.dcmread(shared_data / "real_xa" / name)
+    frame = next(generate_frames(dataset.PixelData, number_of_frames=int(dataset.NumberOfFrames)))
+    scan, end = frame.find(b"\xff\xda") + 14, frame.rfind(b"\xff\xd9")
+    cut = frame[: scan + (end - scan) * percent // 100] + b"\xff\xd9"
+    dataset.PixelData, dataset.NumberOfFrames = encapsulate([cut + b"\0" * (len(cut) % 2)]), 1
+    dataset.save_as(tmp_path / "cut.dcm")
+    with pytest.raises(SequenceError) as error:
+        read_frames(read_header(tmp_path / "cut.dcm"), [0])
+    assert_message(error.value, "cut.dcm", "(7FE0,0010) PixelData", "cut off inside a frame")
+
+
+@pytest.mark.parametrize("rows", [6000, 30000])
+def test_a_frame_larger_than_any_detector_is_refused_before_a_decoder_sees_it(save, rows):
+    path = save(frames=ramp(1, 64, 64, bits=12), bits=12)
+    dataset = pydicom.dcmread(path)
+    dataset.compress(uid.JPEG2000Lossless, encoding_plugin="pylibjpeg", generate_instance_uid=False)
+    dataset.Rows = dataset.Columns = rows
+    dataset.save_as(path)
+    with pytest.raises(SequenceError) as error:
+        read_header(path)
+    assert_message(error.value, path, "frame size", 2 * rows * rows, 64 * 2**20)
+
+
+def test_native_data_padded_by_less_than_a_row_is_read_with_a_warning_and_more_is_refused(save):
+    path = save(frames=ramp(3, 12, 10))
+    data = path.read_bytes()
+    at = data.index(b"\xe0\x7f\x10\x00OB") + 8
+    for surplus, read in ((2, True), (10, True), (12, False)):
+        path.write_bytes(data[:at] + (360 + surplus).to_bytes(4, "little") + data[at + 4 :] + bytes(surplus))
+        if read:
+            header = read_header(path)
+            assert header.warnings == (f"(7FE0,0010) PixelData has {surplus} bytes more than its frames: left out",)
+            np.testing.assert_array_equal(read_frames(header, [0, 1, 2]), ramp(3, 12, 10))
+        else:
+            with pytest.raises(SequenceError, match="372 bytes, needs 360"):
+                read_header(path)

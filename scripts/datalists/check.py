@@ -19,14 +19,13 @@ from scripts.datalists.findings import (
     label_findings,
     named_twice,
     patient_findings,
-    printable,
     read_content,
     read_entries,
     same_pixels,
 )
 from scripts.datalists.scan import NUM_THREADS
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES, SequenceHeader
-from scripts.errors import SequenceError, bad_value
+from scripts.errors import SequenceError, bad_value, printable
 from scripts.keys import FRAME_TIMES, FRAMES, IMAGE, MODALITY, SYNTHETIC
 from scripts.sequences.frames import check_indices, check_times
 from scripts.sequences.reader import read_frames, read_header

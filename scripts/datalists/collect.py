@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from scripts.datalists.datalist import Task, all_items, class_counts
-from scripts.datalists.findings import printable
 from scripts.datalists.labels import (
     LabelRow,
     given_splits,
@@ -19,7 +18,7 @@ from scripts.datalists.labels import (
 )
 from scripts.datalists.layouts import is_angioreport, read_angioreport
 from scripts.datalists.scan import DICOMDIR, find_sequences
-from scripts.errors import bad_value
+from scripts.errors import bad_value, printable
 from scripts.keys import CLASSES, IMAGE, LABEL, PATIENT, SOURCE, SPLITS, SYNTHETIC, TASK, TEST, TYPE
 from scripts.writing import write_file
 

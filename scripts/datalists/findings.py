@@ -17,6 +17,7 @@ from scripts.datalists.datalist import (
     read_json,
     task_of,
 )
+from scripts.errors import printable
 from scripts.keys import (
     IMAGE,
     LABEL,
@@ -220,8 +221,3 @@ def same_pixels(exams: list[Exam]) -> Iterator[Finding]:
         for exam in others:
             text = f"same pixels as {first.where} ({first.source})"
             yield Finding("duplicate" if exam.split == first.split else "leak", exam.where, exam.source, text)
-
-
-def printable(text: object) -> str:
-    """The text on one line that a terminal and UTF-8 can show, whatever stands in a file's name."""
-    return "".join(char if char.isprintable() else "?" for char in str(text))

@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from scripts.datalists.check import Checked, as_listed, check_datalist, one_large, reason
 from scripts.datalists.datalist import Task
-from scripts.datalists.findings import Exam, Finding, printable
+from scripts.datalists.findings import Exam, Finding
 from scripts.datalists.scan import NUM_THREADS
 from scripts.datalists.summary import counted, document, grouped, headline, split_rows, terminal_table, verdict
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES
-from scripts.errors import bad_value
+from scripts.errors import bad_value, printable
 from scripts.keys import IMAGE, LABEL, SPLITS
 from scripts.sequences.intensity import to_values, window_sequence
 from scripts.sequences.reader import read_frames, read_header

@@ -10,7 +10,8 @@ from pydicom.uid import UID
 
 from scripts.datalists.check import Checked
 from scripts.datalists.datalist import class_counts
-from scripts.datalists.findings import PROBLEMS, SUSPICIOUS, Exam, Finding, printable
+from scripts.datalists.findings import PROBLEMS, SUSPICIOUS, Exam, Finding
+from scripts.errors import printable
 from scripts.keys import LABEL, PATIENT, SOURCE, SPLITS
 
 ALL = "all"

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from scripts.dicom.layout import PixelLayout, pixels_of
+from scripts.dicom.layout import PIXEL_DATA_NAME, PixelLayout, pixels_of
 from scripts.errors import SequenceError, bad_value
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[2]
@@ -119,6 +119,11 @@ DECODE: dict[str, Callable[[bytes, PixelLayout, int], np.ndarray]] = {
     "numpy": _uncompressed,
 }
 APART = ("gdcm",)
+# libjpeg and its kin fill the rest of a frame whose scan ends early and say nothing: with mid grey after a cosine
+# transform, with what stands before it where there is none. To a complete scan data before the end of the image adds
+# nothing; in one that was cut it is taken for the rest, and other pixels come out.
+MADE_UP: dict[str, int | None] = {"pillow": 128, "gdcm": None}
+MORE_DATA = bytes(range(1, 200)) * 8
 
 
 def decode(path: Path, decoder: str, stream: bytes, layout: PixelLayout, precision: int) -> np.ndarray:
@@ -135,12 +140,28 @@ def decode(path: Path, decoder: str, stream: bytes, layout: PixelLayout, precisi
         SequenceError: the decoder broke down or took too long.
         Exception: whatever it raises; the caller translates.
     """
+    samples = _decoded(path, decoder, stream, layout, precision)
+    if decoder in MADE_UP and _ends_flat(samples, MADE_UP[decoder]):
+        end = stream.rfind(b"\xff\xd9")  # end of image, T.81 B.1.1.3
+        longer = stream[:end] + MORE_DATA + stream[end:]
+        if not np.array_equal(samples, _decoded(path, decoder, longer, layout, precision)):
+            raise SequenceError(bad_value(path, PIXEL_DATA_NAME, "cut off inside a frame", "a complete, valid stream"))
+    return samples
+
+
+def _decoded(path: Path, decoder: str, stream: bytes, layout: PixelLayout, precision: int) -> np.ndarray:
     if decoder not in APART:
         return DECODE[decoder](stream, layout, precision)
     outcome, content = _CHILD.ask((decoder, stream, layout, precision))
     if isinstance(content, np.ndarray):
         return content
-    raise SequenceError(bad_value(path, "(7FE0,0010) PixelData", outcome, "a complete, valid stream"))
+    raise SequenceError(bad_value(path, PIXEL_DATA_NAME, outcome, "a complete, valid stream"))
+
+
+def _ends_flat(samples: np.ndarray, value: int | None) -> bool:
+    """True where the end of the frame may be made up: eight pixels of one value, of this one if it is known."""
+    end = samples[-1, -8:]
+    return bool((end == (end[-1] if value is None else value)).all())
 
 
 class _Child:

@@ -4,6 +4,7 @@ pydicom follows every stated length and nests as deep as a file asks. This walk 
 before it: what passes here costs pydicom little time and memory.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from struct import Struct
@@ -17,6 +18,9 @@ from scripts.errors import SequenceError, bad_value
 
 MAX_DEPTH = 16  # Enhanced XA nests 5 deep, structured reports about 10
 MAX_ELEMENTS = 2**17  # 1,000 frames of Enhanced XA with 130 elements each; pydicom takes 0.4 s for as many
+BYTES_PER_ELEMENT = (
+    256  # a larger file may have one more for so many bytes: real Enhanced MR of 1,625 frames has 194,000
+)
 MAX_ITEMS = 2**15  # 1,000 frames with 30 functional groups each; pydicom takes 0.5 s for as many
 MAX_TEXT_BYTES = 2**20  # a FrameTimeVector of 65,000 frames; explicit VR states text in 16 bits anyway
 MAX_NESTED_BYTES = 64 * 2**20  # values inside sequences are all read; functional groups of 1,000 frames hold 1 MB
@@ -52,8 +56,9 @@ def walk(path: Path, file: BinaryIO, start: int, size: int, implicit: bool, litt
     Raises:
         SequenceError: the elements do not fit into each other or the file, or there is more of anything than allowed.
     """
+    found = _Walk(path, file, implicit, little)
     file.seek(start)
-    return _Walk(path, file, implicit, little).top_level(size)
+    return found.top_level(size)
 
 
 class _Walk:
@@ -61,20 +66,22 @@ class _Walk:
         self.path, self.file, self.implicit = path, file, implicit
         order = "<" if little else ">"
         self.short, self.long, self.word = (Struct(order + form) for form in ("HH2sH", "HHL", "L"))
+        self.most = max(MAX_ELEMENTS, file.seek(0, os.SEEK_END) // BYTES_PER_ELEMENT)
         self.elements = self.items_seen = self.nested_bytes = 0
 
-    def refuse(self, tag: int, found: str, allowed: str) -> SequenceError:
-        return SequenceError(bad_value(self.path, f"element ({tag >> 16:04X},{tag & 0xFFFF:04X})", found, allowed))
+    def refuse(self, tag: int | None, found: str, allowed: str) -> SequenceError:
+        field = f"element ({tag >> 16:04X},{tag & 0xFFFF:04X})" if tag is not None else "header"
+        return SequenceError(bad_value(self.path, field, found, allowed))
 
     def next(self, end: int, within: int) -> tuple[int, str, int, int]:
         """Tag, VR, value position and length of the element or item at the file's position."""
         start = self.file.read(8)
         position = self.file.tell()
         if len(start) < 8 or position > end:
-            raise self.refuse(within, "cut off", "a complete element")
+            raise self.refuse(within or None, "cut off", "a complete element")
         self.elements += 1
-        if self.elements > MAX_ELEMENTS:
-            raise self.refuse(within, f"element number {self.elements}", f"at most {MAX_ELEMENTS} in a header")
+        if self.elements > self.most:
+            raise self.refuse(within or None, f"element number {self.elements}", f"at most {self.most} in a header")
         group, number, encoded, length = self.short.unpack(start)
         vr = VR_NAMES.get(encoded, "")
         # PS3.5 6.2.2 and some writers: data sets in sequences can be implicit; as pydicom, tell by the VR

@@ -1,5 +1,6 @@
 """A file, folder, list or DICOMDIR -> the DICOM files in it, told by their content alone."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,11 +19,8 @@ def is_dicom(path: Path) -> bool:
     """True for a file with the DICM mark of PS3.10 7.1 at byte 128, or a data set without it that proves itself."""
     if not path.is_file():
         return False
-    try:
-        with path.open("rb") as file:
-            start = file.read(PREAMBLE_BYTES + 4)
-    except OSError:
-        return False
+    with reading(path, "content"), path.open("rb") as file:
+        start = file.read(PREAMBLE_BYTES + 4)
     if start[PREAMBLE_BYTES:] == b"DICM":
         return True
     return start[:2] in (b"\2\0", b"\x08\0", b"\0\x08") and _is_object(path)
@@ -41,7 +39,8 @@ def sequence_files(source: Path | Sequence[Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: nothing at the path.
-        SequenceError: no DICOM file in it.
+        SequenceError: no DICOM file in a folder, or a file that is none and is named like those that are: a frame
+            that was lost would not be missed.
     """
     if not isinstance(source, Path):
         if not source:
@@ -55,7 +54,16 @@ def sequence_files(source: Path | Sequence[Path]) -> list[Path]:
     found = [path for path in files if is_dicom(path) and not _is_no_image(path)]
     if not found:
         raise SequenceError(bad_value(source, "folder", f"{len(files)} files, none DICOM", "at least one DICOM file"))
+    alike = {_kind_of_name(path) for path in found}
+    lost = next((path for path in files if _kind_of_name(path) in alike and not is_dicom(path)), None)
+    if lost is not None:
+        raise SequenceError(bad_value(lost, "content", "not DICOM", "DICOM, as in the files named like it beside it"))
     return found
+
+
+def _kind_of_name(path: Path) -> str:
+    """The suffix of a file name; without one, the name with every number left open."""
+    return path.suffix.lower() or re.sub(r"\d+", "#", path.name)
 
 
 def _is_no_image(path: Path) -> bool:

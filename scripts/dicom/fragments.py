@@ -18,7 +18,7 @@ from scripts.dicom.codestreams import (
     stream_header,
 )
 from scripts.dicom.elements import UNDEFINED
-from scripts.dicom.layout import PixelLayout
+from scripts.dicom.layout import PIXEL_DATA_NAME, PixelLayout
 from scripts.dicom.streams import Part10
 from scripts.errors import SequenceError, bad_value
 
@@ -27,7 +27,6 @@ TAIL_BYTES = 256  # padding after the end of an image is usually a few bytes
 ITEM = b"\xfe\xff\x00\xe0"
 ENCAPSULATED_UNCOMPRESSED = "1.2.840.10008.1.2.1.98"
 DEFLATED_FRAMES = "1.2.840.10008.1.2.8.1"
-PIXEL_DATA_NAME = "(7FE0,0010) PixelData"
 Span = tuple[int, int]  # start and length of a fragment
 
 

@@ -8,6 +8,9 @@ import numpy as np
 from scripts.errors import SequenceError, bad_value
 
 DEFAULT_MAX_SEQUENCE_BYTES = 2 * 2**30
+# X-ray detectors end at 2880 x 2880, fundus cameras at 4000 x 4000 in colour (48 MB). A few kB can claim far more, and
+# decoders take several times a frame's size before they find out.
+MAX_FRAME_BYTES = 64 * 2**20
 LINEAR, LINEAR_EXACT, SIGMOID = "LINEAR", "LINEAR_EXACT", "SIGMOID"
 AVG_SUB, TID = "AVG_SUB", "TID"
 
@@ -82,7 +85,7 @@ class SequenceHeader:
 
 
 def check_decoded_size(item: object, num_frames: int, frame_bytes: int, size: object, max_bytes: int) -> None:
-    """Refuse a sequence that would decode to more than allowed, before anything is allocated.
+    """Refuse a sequence or frame that would decode to more than allowed, before anything is allocated.
 
     Args:
         item: what is being read, for the message.
@@ -98,3 +101,7 @@ def check_decoded_size(item: object, num_frames: int, frame_bytes: int, size: ob
         found = f"{frame_bytes * num_frames} bytes ({num_frames} x {size})"
         way_out = "Raise --max_sequence_bytes if the file is really that large."
         raise SequenceError(bad_value(item, "decoded size", found, f"at most {max_bytes}", way_out))
+    if frame_bytes > MAX_FRAME_BYTES:
+        raise SequenceError(
+            bad_value(item, "frame size", f"{frame_bytes} bytes ({size})", f"at most {MAX_FRAME_BYTES}")
+        )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+PIXEL_DATA_NAME = "(7FE0,0010) PixelData"
 YBR = ("YBR_FULL", "YBR_FULL_422")
 
 

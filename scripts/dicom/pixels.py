@@ -14,14 +14,13 @@ from scripts.dicom.elements import PIXEL_DATA, UNDEFINED
 from scripts.dicom.fragments import (
     DEFLATED_FRAMES,
     ENCAPSULATED_UNCOMPRESSED,
-    PIXEL_DATA_NAME,
     Span,
     check_frame,
     frame_fragments,
     frame_header,
     read_frame,
 )
-from scripts.dicom.layout import YBR, PixelLayout, pixels_of
+from scripts.dicom.layout import PIXEL_DATA_NAME, YBR, PixelLayout, pixels_of
 from scripts.dicom.palette import read_palette
 from scripts.dicom.part10 import NATIVE, open_part10
 from scripts.dicom.streams import Part10
@@ -51,8 +50,8 @@ def decoder_versions() -> dict[str, str]:
     return {package: version(package) for package in packages}
 
 
-def check_pixel_data(path: Path, file: Part10, frames: int) -> None:
-    """Refuse pixel data that is not what the header says, before decoding.
+def check_pixel_data(path: Path, file: Part10, frames: int) -> list[str]:
+    """What is odd in the pixel data; what is not as the header says is refused, before decoding.
 
     Args:
         path: for messages.
@@ -67,10 +66,10 @@ def check_pixel_data(path: Path, file: Part10, frames: int) -> None:
     if layout.photometric == PALETTE:
         read_palette(path, file)
     if file.syntax in NATIVE:
-        _check_native(path, file, layout, frames)
-        return
+        return _check_native(path, file, layout, frames)
     for spans in _encapsulated(path, file, layout, frames):
         check_frame(path, file, spans, layout)
+    return []
 
 
 def stored_bits(path: Path, file: Part10) -> int:
@@ -133,7 +132,7 @@ def read_layout(path: Path, file: Part10) -> PixelLayout:
         SequenceError: absent, outside what DICOM allows, or a combination no image has.
     """
     if file.syntax not in NATIVE and file.syntax not in DECODERS:
-        names = ", ".join(sorted(uid.UID(known).name for known in (*NATIVE, *DECODERS)))
+        names = ", ".join(sorted(numeric_uid(known) for known in (*NATIVE, *DECODERS)))
         raise SequenceError(
             bad_value(path, "(0002,0010) TransferSyntaxUID", numeric_uid(file.syntax), f"one of {names}")
         )
@@ -173,11 +172,11 @@ def _number(
 
 
 def _number_of_frames(file: Part10) -> int:
-    text = file.text(0x00280008)
+    text = file.text(0x00280008).removeprefix("+")
     return int(text) if text.isascii() and text.isdigit() else 1
 
 
-def _check_native(path: Path, file: Part10, layout: PixelLayout, frames: int) -> None:
+def _check_native(path: Path, file: Part10, layout: PixelLayout, frames: int) -> list[str]:
     pixels = file.elements[PIXEL_DATA]
     left, expected = file.size - pixels.start, layout.native_bytes * frames
     if pixels.length == UNDEFINED:
@@ -185,7 +184,11 @@ def _check_native(path: Path, file: Part10, layout: PixelLayout, frames: int) ->
     if pixels.length > left:
         raise SequenceError(bad_value(path, PIXEL_DATA_NAME, f"cut off after {left} bytes", f"{pixels.length} bytes"))
     if pixels.length in (expected, expected + expected % 2):
-        return
+        return []
+    # Some writers pad to a block. A wrong number of rows or columns would show in every frame, as a row or more.
+    surplus = pixels.length - expected
+    if 0 < surplus <= layout.native_bytes // layout.rows and surplus < layout.native_bytes:
+        return [f"{PIXEL_DATA_NAME} has {surplus} bytes more than its frames: left out"]
     found, rest = divmod(pixels.length, layout.native_bytes)
     if found and rest <= layout.native_bytes * found % 2:
         allowed = f"{found}, the frames in the pixel data"

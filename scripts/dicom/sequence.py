@@ -181,14 +181,15 @@ def _read_file(path: Path, max_bytes: int) -> _File:
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
         if value_of(header, "SOPClassUID") is None and file.sop_class:
             header.SOPClassUID = uid.UID(file.sop_class)
-        check_pixel_data(path, file, frames)
-        warnings = [*check_class(path, header), *privacy_warnings(header), *intensity_warnings(header)]
+        odd_pixels = check_pixel_data(path, file, frames)
+        warnings = [*odd_pixels, *check_class(path, header), *privacy_warnings(header), *intensity_warnings(header)]
         clock, odd = lift_groups(path, header, frames)
         return _File(path, header, layout, bits, file.syntax, frames, clock, warnings + odd)
 
 
 def _number_of_frames(path: Path, file: Part10) -> int:
     text = file.text(Tag("NumberOfFrames")) or "1"
+    text = text.removeprefix("+")  # PS3.5 6.2 lets an integer string have it
     if not re.fullmatch("0*[0-9]{1,6}", text, re.ASCII) or not 1 <= int(text[-6:]) <= MAX_FRAMES:
         raise SequenceError(
             bad_value(path, field_name("NumberOfFrames"), shown(text), f"an integer from 1 to {MAX_FRAMES}")

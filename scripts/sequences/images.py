@@ -24,6 +24,7 @@ FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 TIMES_FILE = "times.csv"
 MS_PER_UNIT = {"time_ms": 1.0, "elapsed_seconds": 1000.0}  # columns of the times file that hold a time
 MAX_TIMES_BYTES = 2**24
+MAX_PAGES = 5000  # Pillow takes 0.2 ms for each, whatever is in it
 VALID = "a complete, valid PNG, JPEG, TIFF or BMP"
 GREY_BITS = {"1": 8, "L": 8, "LA": 8, "I;16": 16, "I;16B": 16, "I;16L": 16}  # Pillow's modes -> BitsStored
 COLOUR = ("RGB", "RGBA", "RGBX", "P", "PA", "YCbCr")  # become RGB; CMYK is for printing and needs a profile
@@ -110,15 +111,16 @@ def read_frames(header: SequenceHeader, indices: Sequence[int]) -> np.ndarray:
     colour = header.photometric == "RGB"
     shape = (header.rows, header.columns, 3) if colour else (header.rows, header.columns)
     frames = np.empty((len(indices), *shape), np.uint8 if header.bits_stored <= 8 else np.uint16)
+    if len(header.files) == 1:  # opened once: a page is found by going through those before it
+        with reading(header.files[0], "pixels", VALID), _opened(header.files[0]) as image:
+            for position, page in enumerate(indices):
+                if page:
+                    image.seek(page)
+                frames[position] = _pixels(header, image)
+        return frames
     for position, index in enumerate(indices):
-        file, page = (header.files[index], 0) if len(header.files) > 1 else (header.files[0], index)
-        with reading(file, "pixels", VALID), _opened(file) as image:
-            if page:
-                image.seek(page)
-            if image.size != (header.columns, header.rows):
-                found = f"{image.height} x {image.width}"
-                raise SequenceError(bad_value(file, "size", found, f"{shape[:2]}, as when its header was read"))
-            frames[position] = _pixels(image, colour)
+        with reading(header.files[index], "pixels", VALID), _opened(header.files[index]) as image:
+            frames[position] = _pixels(header, image)
     return frames
 
 
@@ -141,8 +143,14 @@ def natural_order(path: Path) -> tuple:
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], path.name
 
 
-def _pixels(image: Image.Image, colour: bool) -> np.ndarray:
-    if colour:
+def _pixels(header: SequenceHeader, image: Image.Image) -> np.ndarray:
+    if image.size != (header.columns, header.rows):
+        found, needs = (
+            f"{image.height} x {image.width}",
+            f"{header.rows} x {header.columns}, as when its header was read",
+        )
+        raise SequenceError(bad_value(header.files[0], "size", found, needs))
+    if header.photometric == "RGB":
         image.info.pop("transparency", None)  # of a palette: Pillow warns of it, and it is not shown
         return np.asarray(image.convert("RGB"))
     return np.asarray(image.convert("L") if image.mode in ("1", "LA") else image)
@@ -166,6 +174,8 @@ def _pages(path: Path, single: bool) -> list[_Page]:
         if several and (single or image.format == "PNG"):
             needs = "one picture in each file, or one TIFF with all pages"
             raise SequenceError(bad_value(path, "frames", getattr(image, "n_frames", 1), needs))
+        if several and getattr(image, "n_frames", 1) > MAX_PAGES:
+            raise SequenceError(bad_value(path, "frames", getattr(image, "n_frames", 1), f"at most {MAX_PAGES}"))
         for page in range(getattr(image, "n_frames", 1) if several else 1):
             if page:
                 image.seek(page)

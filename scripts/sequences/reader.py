@@ -15,7 +15,7 @@ import numpy as np
 from scripts.dicom import sequence as dicom
 from scripts.dicom.files import is_dicom, sequence_files
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES, SequenceHeader
-from scripts.errors import SequenceError, bad_value
+from scripts.errors import SequenceError, bad_value, reading
 from scripts.sequences import images, nifti, video
 
 DICOM, NIFTI, IMAGES, VIDEO = "dicom", "nifti", "images", "video"
@@ -103,7 +103,7 @@ def sequence_container(path: Path) -> str | None:
 
     Both must agree, so that a picture or a compressed file of another kind is not taken for an exam.
     """
-    with path.open("rb") as file:
+    with reading(path, "content", "a readable file"), path.open("rb") as file:
         start = file.read(MARK_BYTES)
     for name, container in CONTAINERS.items():
         suffix = not container.suffixes or path.name.lower().endswith(container.suffixes)
