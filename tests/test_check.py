@@ -3,15 +3,20 @@
 import json
 import os
 import shutil
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
+from PIL import Image
 from pydicom import dcmread, uid
 
 from scripts.datalists import check as check_module
 from scripts.datalists.check import Checked, check_datalist, decoded_bytes, pixel_digest
+from scripts.datalists.datalist import read_datalist
 from scripts.datalists.findings import PROBLEMS, SUSPICIOUS, Exam
 from scripts.dicom.header import SequenceHeader
 from scripts.errors import SequenceError
@@ -301,6 +306,21 @@ def test_planted_mistake_is_found_at_its_place_and_nothing_else(check, content, 
     assert kept >= {exam.where for exam in checked.exams} - broken  # all the others were read to the end
 
 
+@pytest.mark.parametrize("name", PLANTED)
+def test_list_is_refused_in_training_where_it_breaks_the_contract_and_nowhere_else(check, content, root, name):
+    change, _ = PLANTED[name]
+    change(content, root)
+    checked = check(content)
+    shared_patient = [finding for finding in checked.findings if "its patient is also" in finding.text]
+    breaks = bool(shared_patient) or any(finding.kind == "contract" for finding in checked.findings)
+    try:
+        read_datalist(root.parent / "list.json", root)
+    except (ValueError, RuntimeError):  # the latter of links in a circle
+        assert breaks
+    else:
+        assert not breaks
+
+
 def test_planted_mistakes_cover_every_kind_of_finding():
     planted = {kind for _, expected in PLANTED.values() for kind, _, _ in expected}
     assert planted | {"size"} == set(PROBLEMS) | set(SUSPICIOUS)  # size: the test below
@@ -401,6 +421,49 @@ def test_decoded_bytes_count_samples_and_whole_bytes():
     assert (decoded_bytes(header), decoded_bytes(colour)) == (10 * 24 * 2, 10 * 24 * 3)
 
 
+# --- other containers ---
+
+
+def save_pictures(folder: Path, frames: np.ndarray) -> None:
+    folder.mkdir(parents=True)
+    for t, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{t}.png")
+    rows = [f"{t}.png,{0.5 * t}" for t in range(len(frames))]
+    (folder / "times.csv").write_text("\n".join(["file,elapsed_seconds", *rows]))
+
+
+def test_images_and_nifti_are_checked_as_dicom_is_with_the_modality_of_the_list(check, root):
+    frames = noise()
+    save_pictures(root / "pictures", frames)
+    image = nibabel.Nifti1Image(np.transpose(frames, (2, 1, 0))[:, :, None], np.diag([-1.0, -1.0, 1.0, 1.0]))
+    image.header.set_xyzt_units("mm", "sec")
+    image.header["pixdim"][4] = 0.25
+    nibabel.save(image, root / "run.nii.gz")
+    entries = [{IMAGE: name, PATIENT: name, MODALITY: "OP"} for name in ("pictures", "run.nii.gz")]
+    checked = check({"test": entries})
+    pictures, nifti = read_of(checked).values()
+    assert (pictures.container, pictures.modality, pictures.num_frames, pictures.gap_ms) == ("images", "OP", 4, 500.0)
+    assert (nifti.container, nifti.modality, nifti.num_frames, nifti.gap_ms) == ("nifti", "OP", 4, 250.0)
+    assert not any(finding.fails for finding in checked.findings)
+
+
+def test_pictures_are_a_copy_of_the_exam_they_were_exported_from(check, content, root):
+    save_dicom(root / "training/0.dcm", noise(), **TIMED)
+    save_pictures(root / "pictures", noise())
+    content["test"][3][IMAGE] = "pictures"
+    leaks = [(finding.kind, finding.where, finding.text) for finding in check(content).findings if finding.fails]
+    assert leaks == [("leak", "test[3]", "same pixels as training[0] (training/0.dcm)")]
+
+
+def test_video_without_its_package_says_what_to_install(check, content, root, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    (root / "run.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(100))
+    content["test"][3][IMAGE] = "run.mp4"
+    (finding,) = check(content).findings
+    assert str(finding) == "test[3] run.mp4: Reading a video needs the package av (PyAV): pip install av"
+    assert finding.fails
+
+
 # --- many, bad, and private exams ---
 
 
@@ -422,6 +485,27 @@ def test_thousand_sequences_are_decoded_one_frame_each(check, root, monkeypatch)
     assert checked.findings == []
     assert sorted(decoded) == sorted((root / f"{i}.dcm", 4) for i in range(1000))
     assert len(headers) == 1000
+
+
+@pytest.mark.parametrize("limit, side_by_side", [(0, False), (2**26, True)])
+def test_large_frames_are_held_one_at_a_time_and_small_ones_side_by_side(
+    check, content, monkeypatch, limit, side_by_side
+):
+    held, most = [], []
+    read_frames = check_module.read_frames
+
+    def slowly(header, indices):
+        held.append(header)
+        most.append(len(held))
+        time.sleep(0.01)
+        frames = read_frames(header, indices)
+        held.remove(header)
+        return frames
+
+    monkeypatch.setattr(check_module, "read_frames", slowly)
+    monkeypatch.setattr(check_module, "LARGE_FRAME_BYTES", limit)
+    assert check(content).findings == []
+    assert len(most) == 12 and (max(most) > 1) == side_by_side
 
 
 def test_error_of_another_kind_costs_one_exam_and_tells_its_type_alone(check, content, monkeypatch):

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from scripts.keys import CLASSES, FRAME_TIMES, IMAGE, LABEL, PATIENT, SOURCE, SP
 from tests.conftest import PERSON, assert_no_person, save_dicom
 from tests.exams import write_exam
 
+BUNDLE_ROOT = Path(__file__).parents[1]
 VOID_ELEMENTS = ("meta", "br", "img", "hr", "link", "input")
 TIMED = {"FrameIncrementPointer": 0x00181063, "FrameTime": 500.0}
 
@@ -373,6 +376,20 @@ def test_empty_list_is_shown_without_pictures(tmp_path):
     assert passed and "0 sequences" in text
     page = Page((tmp_path / "check.html").read_text())
     assert page.pictures == [] and "No pictures." in page.text
+
+
+def test_command_line_ends_in_the_verdict_and_its_status(listed):
+    def run(*options: str) -> tuple[int, str]:
+        command = [sys.executable, "-m", "scripts", "check", str(listed), *options]
+        done = subprocess.run(command, cwd=BUNDLE_ROOT, capture_output=True, text=True)
+        assert "Traceback" not in done.stderr and "checking: 100%" in done.stderr
+        return done.returncode, done.stdout.splitlines()[-1]
+
+    assert run() == (0, "pass: 0 problems, 0 suspicious items")
+    (listed.parent / "test/0.dcm").unlink()
+    assert run("--sample=0") == (1, "fail: 1 problem, 0 suspicious items")
+    page = Page((listed.parent / "check.html").read_text())
+    assert page.pictures == [] and "test/0.dcm" in page.text and "No pictures." in page.text
 
 
 def test_command_prints_the_table_and_fails_with_status_one(listed, capsys):
