@@ -10,7 +10,7 @@ demo: $(READY)
 	$(BIN)/python -m scripts demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: format lint types test
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from scripts.errors import SequenceError
-from scripts.sequences.images import MAX_PAGES, read_frames, read_header
+from scripts.sequences.images import read_frames, read_header
 from tests.conftest import PERSON, assert_message, assert_no_person, ramp
 
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
@@ -402,9 +402,12 @@ def test_any_damage_is_one_error_or_frames_as_the_header_says(tmp_path, data, su
     assert len(header.frame_times_ms) == header.num_frames
 
 
-def test_a_stack_of_more_pages_than_any_run_is_refused(tmp_path):
+def test_a_stack_of_more_pages_than_any_run_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("scripts.sequences.images.MAX_PAGES", 20)
     page = Image.new("L", (2, 2))
-    page.save(tmp_path / "run.tif", save_all=True, append_images=[page] * MAX_PAGES)
+    for pages in (20, 21):
+        page.save(tmp_path / f"{pages}.tif", save_all=True, append_images=[page] * (pages - 1))
+    assert read_header(tmp_path / "20.tif").num_frames == 20
     with pytest.raises(SequenceError) as error:
-        read_header(tmp_path / "run.tif")
-    assert_message(error.value, "run.tif", "frames", MAX_PAGES + 1, MAX_PAGES)
+        read_header(tmp_path / "21.tif")
+    assert_message(error.value, "21.tif", "frames", 21, 20)

@@ -353,3 +353,24 @@ def test_any_damage_to_the_header_is_one_error_or_frames_of_the_stated_number(tm
     assert len(header.frame_times_ms) == header.num_frames
     total = stored.size * (1 if header.bits_stored == 32 else stored.itemsize)
     assert total <= frames.size  # never more pixels than the file has bytes
+
+
+@pytest.mark.parametrize("surplus", [1, 11, 500])
+def test_bytes_after_the_last_frame_are_refused(tmp_path, surplus):
+    """A dimension one too small leaves a few: every frame after the first would be sheared."""
+    path = save_nifti(tmp_path / "run.nii", ramp(3))
+    path.write_bytes(path.read_bytes() + bytes(surplus))
+    with pytest.raises(SequenceError) as error:
+        read_header(path)
+    assert_message(error.value, path, "file size", "dim, datatype and vox_offset")
+
+
+def test_a_scale_beyond_what_pixels_can_hold_is_refused(tmp_path):
+    path = save_nifti(tmp_path / "run.nii", ramp(3))
+    data = path.read_bytes()
+    path.write_bytes(data[:112] + struct.pack("<ff", 3e38, 0.0) + data[120:])  # scl_slope, scl_inter
+    header = read_header(path)
+    with pytest.raises(SequenceError) as error:
+        read_frames(header, [0, 1, 2])
+    assert_message(error.value, path, "pixels is not a number or infinite", "finite values up to 1e+30")
+

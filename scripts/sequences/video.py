@@ -51,10 +51,11 @@ def read_header(path: Path, max_sequence_bytes: int = DEFAULT_MAX_SEQUENCE_BYTES
             raise SequenceError(bad_value(path, "video stream", "without a size or kind of pixel", VALID))
         stamps, _ = _stamps(path, container, stream)
         times = (np.array(stamps) - stamps[0]) * float(stream.time_base) * 1000.0
+        frame_ms = float(1000 / stream.average_rate) if stream.average_rate else 0.0
         stated_ms = 0.0 if stream.frames else (container.duration or 0) / 1000.0  # FFmpeg counts microseconds
     bits = 16 if _grey(pixel_format) == "gray16le" else 8
     warnings = []
-    if len(times) > 1 and stated_ms > times[-1] + 2 * np.diff(times).max():  # an MKV cut short says no more than this
+    if stated_ms > times[-1] + 1.5 * np.diff(times).max(initial=frame_ms):  # an MKV cut short says no more than this
         warnings.append(f"duration: {stated_ms:.0f} ms stated, the last frame is at {times[-1]:.0f} ms")
     frame_bytes = rows * columns * (bits // 8 if _grey(pixel_format) else 3)
     check_decoded_size(path, len(stamps), frame_bytes, f"{rows} x {columns}", max_sequence_bytes)
