@@ -373,4 +373,3 @@ def test_a_scale_beyond_what_pixels_can_hold_is_refused(tmp_path):
     with pytest.raises(SequenceError) as error:
         read_frames(header, [0, 1, 2])
     assert_message(error.value, path, "pixels is not a number or infinite", "finite values up to 1e+30")
-
