@@ -4,7 +4,6 @@ import ast
 import difflib
 import math
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -106,7 +105,11 @@ def check_value(name: str, text: str, default: object) -> None:
     elif "#" in text:
         fits, allowed = False, "a text without #, which MONAI takes for a separator"
     elif name == "device":
-        fits, allowed = re.fullmatch(r"cpu|cuda(:\d+)?", text) is not None, "cpu, cuda or cuda:N"
+        import torch
+
+        there = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
+        known = ["cpu", *(["cuda"] if there else []), *there]
+        fits, allowed = text in known, f"one of {', '.join(known)}, the devices of this machine"
     elif isinstance(default, bool):
         fits, allowed = isinstance(value, bool), "True or False"
     elif isinstance(default, int):

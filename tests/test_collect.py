@@ -9,6 +9,7 @@ import pytest
 from scripts.datalists.collect import find_inputs, find_sequences, make_datalist, write_datalist
 from scripts.datalists.datalist import all_items, labelled_split, read_datalist, read_task
 from scripts.keys import IMAGE, LABEL, PATIENT, SOURCE, SPLITS, SYNTHETIC, TASK
+from tests.angioreport import write_angioreport
 from tests.conftest import PERSON, assert_message, assert_no_person, ramp
 
 
@@ -238,3 +239,23 @@ def test_make_datalist_of_an_unknown_layout_is_refused(labelled_folder):
     with pytest.raises(ValueError) as refused:
         make_datalist(labelled_folder, layout="aptos")
     assert_message(refused.value, "configuration", "layout", "aptos", "auto, files, angioreport")
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_find_inputs_of_an_angioreport_folder_joins_both_eyes_of_a_patient(tmp_path, table):
+    csv_path, split = write_angioreport(tmp_path, num_patients=3)
+    split.unlink()
+    if not table:
+        csv_path.unlink()
+    items = find_inputs(tmp_path, tmp_path)
+    assert len(items) == 6
+    assert len({item[PATIENT] for item in items}) == 3
+    assert all(path.is_file() for item in items for path in item[IMAGE])
+
+
+def test_find_inputs_of_a_list_whose_exams_lie_elsewhere_says_so(tmp_path):
+    write_datalist(tmp_path / "list.json", {"test": [{IMAGE: "run.dcm"}]})
+    (tmp_path / "other").mkdir()
+    with pytest.raises(FileNotFoundError) as refused:
+        find_inputs(tmp_path / "list.json", tmp_path / "other")
+    assert_message(refused.value, "list.json", "dataset_dir", "other", "none of its 1 exams", "--dataset_dir")

@@ -256,6 +256,15 @@ def test_odd_exams_are_counted_for_the_log(tmp_path, folder, caplog):
     ]
 
 
+def test_runs_that_came_down_to_one_frame_are_counted_for_the_log(tmp_path, folder, caplog):
+    item = item_of(write_exam(tmp_path / "run.dcm", seed=1), **{FRAMES: [2]})
+    with caplog.at_level("WARNING", logger="angiography"):
+        run([item], folder)
+    assert [record.message for record in caplog.records] == [
+        "1 runs came down to one frame, in which nothing moves; frame_choice does not suit them"
+    ]
+
+
 # --- fingerprint ---
 
 

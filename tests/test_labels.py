@@ -251,7 +251,7 @@ def test_split_by_patient_of_multilabel_items_keeps_patients_whole():
 def test_split_by_patient_into_more_folds_than_patients_or_fewer_than_three_is_refused(num_folds):
     with pytest.raises(ValueError) as refused:
         split_by_patient(exams(patients=4), num_folds, 0)
-    assert_message(refused.value, "num_folds", num_folds, "3 to 4")
+    assert_message(refused.value, "num_folds", num_folds, "patients labelled, 4")
 
 
 def test_split_by_patient_with_a_rare_class_splits_without_a_warning():

@@ -346,3 +346,9 @@ def test_a_real_run_with_mask_operation_none_is_not_subtracted(shared_data):
     assert difference.shape == values.shape and difference.isfinite().all()
     assert values[:, :8, :8].max() <= 2  # a corner outside the image intensifier never changes
     assert difference[:, :8, :8].abs().max() < 1.2
+
+
+def test_a_single_frame_has_nothing_before_its_bolus_and_stays_as_it_is():
+    header = SequenceHeader("dicom", (Path("one.dcm"),), 1, 4, 4, np.zeros(1))
+    assert not needs_pre_contrast(header, "bolus")
+    assert mask_frames(header, [0], "bolus") == []

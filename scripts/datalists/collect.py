@@ -52,14 +52,24 @@ def find_inputs(source: str | Path, dataset_dir: str | Path) -> list[dict[str, A
         items = all_items(path, dataset_dir)
         if not items:
             raise ValueError(bad_value(path, "datalist", "empty", "at least one item"))
+        first = [item[IMAGE][0] if isinstance(item[IMAGE], list) else item[IMAGE] for item in items]
+        if not any(image.exists() for image in first):
+            found = f"{dataset_dir}, which holds none of its {len(items)} exams"
+            needs, way_out = "the folder that its paths are relative to", "Give --dataset_dir."
+            raise FileNotFoundError(bad_value(path, "dataset_dir", found, needs, way_out))
         return items
     if path.is_file() and path.name.upper() != DICOMDIR:
         return [{IMAGE: path, SOURCE: path.name}]
-    items, left_out, _ = find_sequences(path)
     root = path if path.is_dir() else path.parent
-    for reason in left_out:
-        logger.warning(f"left out: {printable(reason)}")
-    _refuse_none(root, items, left_out)
+    if path.is_dir() and is_angioreport(path):
+        items, rows, lines, _ = read_angioreport(path, None, None)
+        number_patients(items, [row.patient if row else item[IMAGE][0] for item, row in zip(items, rows, strict=True)])
+    else:
+        items, left_out, _ = find_sequences(path)
+        lines = [f"left out: {reason}" for reason in left_out]
+    for line in lines:
+        logger.warning(printable(line))
+    _refuse_none(root, items, [line.removeprefix("left out: ") for line in lines])
     for item in items:
         image = item[IMAGE]
         item[SOURCE] = image if isinstance(image, str) else f"{image[0]} (+{len(image) - 1} files)"
@@ -113,7 +123,8 @@ def make_datalist(
     lines += [f"no label: {image}" for image in unlabelled]
     path = Path(output) if output else root / "datalist.json"
     write_datalist(path, ({TASK: task} if task else {}) | {SYNTHETIC: synthetic or made} | splits)
-    return "\n".join(map(printable, [*lines, *_summary(splits, task), path]))
+    beside = "" if path.parent.resolve() == root.resolve() else f" (its paths are relative to --dataset_dir {root})"
+    return "\n".join(map(printable, [*lines, *_summary(splits, task), f"{path}{beside}"]))
 
 
 def _refuse_none(root: Path, items: Sequence[object], left_out: Sequence[str]) -> None:

@@ -223,8 +223,8 @@ def split_by_patient(items: list[dict[str, Any]], num_folds: int, seed: int) -> 
                 "datalist",
                 "num_folds",
                 num_folds,
-                f"3 to {len(set(patients))}, the number of patients labelled",
-                "Where exams of several patients share one PatientID, tell them apart by a column patient in --labels.",
+                f"a number from 3 to that of patients labelled, {len(set(patients))}",
+                "Patients are told apart by PatientID, else by the first folder, else by a column patient in --labels.",
             )
         )
     if max(Counter(str(item[LABEL]) for item in items).values()) < num_folds:

@@ -137,12 +137,13 @@ def encode(
 ) -> Iterator[StoredSequence | str]:
     """For each exam its features as they are stored, float16, or the reason why it has none."""
     encoder.eval()
-    odd = 0
+    odd = stills = 0
     for i, item in enumerate(_read_ahead(dataset)):
         if ERROR in item:
             yield item[ERROR]
             continue
         odd += HEADER in item and bool(item[HEADER].warnings)
+        stills += HEADER in item and len(item[IMAGE]) == 1 < item[HEADER].num_frames
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             chunks = [encoder(chunk.to(device)) for chunk in item[IMAGE].split(chunk_frames)]
         features = torch.cat(chunks).to("cpu", torch.float16)  # (T, D); half the disk, 3 significant digits
@@ -151,5 +152,7 @@ def encode(
         else:
             source = dataset.data[i][SOURCE]
             yield bad_value(source, "features", "not finite as float16", "numbers within 65504 of zero")
+    if stills:
+        logger.warning(f"{stills} runs came down to one frame, in which nothing moves; frame_choice does not suit them")
     if odd:
         logger.warning(f"{odd} exams are odd but usable; python -m scripts check DATALIST tells what is odd in each")

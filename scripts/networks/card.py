@@ -102,6 +102,7 @@ def save_model(
     torch.save({name: tensor.cpu() for name, tensor in state.items()}, scratch)
     scratch.replace(path)
     write_file(card_path(path), json.dumps(card, indent=1, sort_keys=True) + "\n")
+    logger.info(f"model: {path}, its card: {card_path(path).name}")
     return path
 
 

@@ -214,7 +214,13 @@ def _download(url: str, target: Path, source: str | Path | None) -> None:
     if source is not None:
         target.write_bytes(Path(source).read_bytes())
         return
-    with urllib.request.urlopen(url, timeout=60) as answer, target.open("wb") as file:
+    try:
+        answer = urllib.request.urlopen(url, timeout=60)
+    except OSError as error:
+        raise OSError(
+            bad_value(url, "download", "not possible", "a network", "Give a local copy: --source.")
+        ) from error
+    with answer, target.open("wb") as file:
         while block := answer.read(2**20):
             file.write(block)
             if file.tell() > MAX_FILE_BYTES:

@@ -38,8 +38,8 @@ def check_subtraction(subtraction: str) -> None:
 
 
 def needs_pre_contrast(header: SequenceHeader, subtraction: str) -> bool:
-    """True where the mask has to be found in the bolus curve, because the header names none."""
-    return subtraction == "bolus" and not header.mask_steps
+    """True where the mask has to be found in the bolus curve, because the header of a run names none."""
+    return subtraction == "bolus" and not header.mask_steps and header.num_frames > 1
 
 
 def is_logarithmic(header: SequenceHeader) -> bool:
