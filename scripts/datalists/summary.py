@@ -134,7 +134,7 @@ def terminal_table(checked: Checked, content: dict[str, Any]) -> str:
     """
     lines = [headline(content), ""]
     splits = content["splits"]
-    table = [("", list(splits)), *split_rows(splits)]
+    table = [("median (smallest to largest)", list(splits)), *split_rows(splits)]
     widths = [max(len(cells[i]) for _, cells in table) for i in range(len(splits))]
     first = max(len(name) for name, _ in table)
     for name, cells in table:
