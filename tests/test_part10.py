@@ -17,6 +17,7 @@ import pytest
 from pydicom import uid
 
 from scripts.dicom.elements import MAX_DEPTH, PIXEL_DATA
+from scripts.dicom.header import MAX_FRAME_BYTES
 from scripts.dicom.part10 import MAX_META_ELEMENTS, open_object, open_part10, reading
 from scripts.errors import SequenceError
 from tests.conftest import PERSON, assert_message, assert_no_person, ramp
@@ -156,6 +157,14 @@ def test_open_part10_inflates_no_more_pixel_data_than_allowed(save):
         opened(path, 50_000_000)
     assert_message(error.value, path, "PixelData", 200 * 512 * 512, 50_000_000)
     assert len(opened(path, 60_000_000)[0].PixelData) == 200 * 512 * 512
+
+
+def test_open_part10_inflates_no_frame_larger_than_any_detector(save):
+    path: Path = save(syntax=DEFLATED, frames=ramp(1, 64, 64))
+    header = inflated(path)
+    header = header[: header.index(b"\xe0\x7f\x10\x00")].replace(b"US\x02\x00\x40\x00", b"US\x02\x00\x20\x4e")
+    pixels = b"\xe0\x7f\x10\x00OB\0\0" + struct.pack("<L", 20_000**2)
+    refused(deflate(path, header + pixels, 400), "frame size", 20_000**2, MAX_FRAME_BYTES)
 
 
 @pytest.mark.parametrize("kind", ["pipe", "folder", "device", "pipe behind a link"])

@@ -20,7 +20,7 @@ from pydicom.filereader import ENCODED_VR
 
 from scripts import errors
 from scripts.dicom.elements import PIXEL_DATA, UNDEFINED, walk
-from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES
+from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES, MAX_FRAME_BYTES
 from scripts.dicom.streams import Inflated, Part10, Prefixed
 from scripts.errors import SequenceError, bad_value
 
@@ -204,7 +204,10 @@ def _inflate(path: Path, file: BinaryIO, sop_class: str, max_bytes: int) -> Part
         if pixels is None or pixels.length == UNDEFINED:
             found = "without pixel data of stated length"
             raise SequenceError(bad_value(path, f"first {MAX_INFLATED_HEADER_BYTES} bytes inflated", found, "a header"))
-        announced = _announced_bytes(part10)
+        frame_bytes, frames = _announced(part10)
+        announced = frame_bytes * frames
+        if frame_bytes > MAX_FRAME_BYTES:
+            raise SequenceError(bad_value(path, "frame size", f"{frame_bytes} bytes", f"at most {MAX_FRAME_BYTES}"))
         if pixels.length > min(announced + 1, max_bytes):
             allowed = f"at most {min(announced, max_bytes)}, by Rows, Columns and NumberOfFrames and the limit"
             raise SequenceError(bad_value(path, "(7FE0,0010) PixelData", f"{pixels.length} bytes deflated", allowed))
@@ -216,10 +219,10 @@ def _inflate(path: Path, file: BinaryIO, sop_class: str, max_bytes: int) -> Part
     return part10
 
 
-def _announced_bytes(file: Part10) -> int:
-    """Bytes of native pixel data that a little endian header asks for; 0 where it does not say."""
+def _announced(file: Part10) -> tuple[int, int]:
+    """Bytes of a native frame and number of frames that a little endian header asks for; 0 where it does not say."""
     factors = [int.from_bytes(file.value(tag, 2), "little") for tag in (0x00280010, 0x00280011, 0x00280002, 0x00280100)]
     frames = file.text(0x00280008) or "1"
     count = int(frames) if re.fullmatch(r"[0-9]{1,9}", frames) else 0
     rows, columns, samples, bits = factors
-    return rows * columns * (samples or 1) * bits // 8 * count
+    return rows * columns * (samples or 1) * bits // 8, count
