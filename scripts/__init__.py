@@ -5,6 +5,7 @@ Imports point from the end of this list to its beginning, never back.
     keys           names of keys, splits, tasks; the letters of shapes
     errors         exceptions, the one form of a message, damaged files told by it
     writing        result -> file, whole or not at all
+    pages          numbers, template -> self-contained HTML page
     overrides      command line of a workflow -> refused, if it names an unknown id
 
     dicom/         DICOM files -> header, stored values

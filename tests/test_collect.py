@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts.datalists.collect import find_inputs, find_sequences, make_datalist, write_datalist
+from scripts.datalists.collect import find_inputs, make_datalist, write_datalist
 from scripts.datalists.datalist import all_items, labelled_split, read_datalist, read_task
+from scripts.datalists.scan import find_sequences
 from scripts.keys import IMAGE, LABEL, PATIENT, SOURCE, SPLITS, SYNTHETIC, TASK
 from tests.angioreport import write_angioreport
 from tests.conftest import PERSON, assert_message, assert_no_person, ramp

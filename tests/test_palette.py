@@ -7,7 +7,7 @@ import pytest
 from pydicom import uid
 
 from scripts.dicom.part10 import open_part10
-from scripts.dicom.pixels import stored_bits
+from scripts.dicom.pixels import read_layout, stored_bits
 from scripts.dicom.sequence import read_frames, read_header
 from scripts.errors import SequenceError
 from tests.conftest import assert_message
@@ -34,7 +34,7 @@ def test_palette_color_becomes_rgb_of_all_16_bits(tmp_path, syntax):
     frames = noise((2, 35, 33), np.uint8, 8)
     path = save_encoded(tmp_path / "a", frames, syntax, 8, **palette(TABLE))
     with open_part10(path) as file:
-        assert stored_bits(path, file) == 16
+        assert stored_bits(path, file, read_layout(path, file)) == 16
     stored = read_frames(read_header(path), [0, 1])
     assert stored.dtype == np.uint16
     np.testing.assert_array_equal(stored, np.moveaxis(TABLE[:, frames], 0, -1))
@@ -47,7 +47,7 @@ def test_palette_of_8_bits_is_read_in_bytes_and_in_words(tmp_path, entries, word
     frames = noise((1, 9, 8), np.uint8, 8)
     path = save_encoded(tmp_path / "a", frames, uid.ExplicitVRLittleEndian, 8, **palette(table, bits=8, words=words))
     with open_part10(path) as file:
-        assert stored_bits(path, file) == 8
+        assert stored_bits(path, file, read_layout(path, file)) == 8
     stored = read_frames(read_header(path), [0])
     assert stored.dtype == np.uint8
     np.testing.assert_array_equal(stored, np.moveaxis(table[:, frames.clip(0, entries - 1)], 0, -1))

@@ -15,7 +15,7 @@ from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.tag import Tag
 
-from scripts.datalists.collect import find_sequences
+from scripts.datalists.scan import find_sequences
 from scripts.dicom.facts import CODES, NUMBERS
 from scripts.dicom.files import is_dicom, sequence_files
 from scripts.dicom.header import Shutter, Voi

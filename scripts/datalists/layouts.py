@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from scripts.datalists.exam_rows import exam_name, read_findings, read_split
 from scripts.datalists.labels import LabelRow
+from scripts.datalists.scan import NUM_THREADS
 from scripts.errors import SequenceError, bad_value
 from scripts.keys import FRAME_TIMES, IMAGE, MODALITY
 from scripts.sequences.images import SUFFIXES, natural_order, read_header
@@ -26,7 +27,6 @@ EXAM = re.compile(r"\d+_[LR]")  # patient and eye
 EXAM_DEPTH = 3  # folders from the root down to an exam, at most: Train/Train/12_L
 TABLES = ("Train/Train.csv", "Train.csv")  # where AngioReport has its labels
 CLOCK = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2}(?:\.\d+)?)")  # hours, minutes, seconds of a burned-in stamp
-NUM_THREADS = 4  # for disks far away
 UNKNOWN_PLACE = float("-inf")
 
 

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from scripts.datalists.grouping import RunFile, as_sequences, read_run_file, top_folder
 from scripts.datalists.labels import number_patients
-from scripts.dicom.files import is_dicom
+from scripts.dicom.files import dicomdir_files, is_dicom
 from scripts.errors import SequenceError, bad_value
 from scripts.keys import IMAGE
 from scripts.sequences import images
@@ -72,8 +72,6 @@ def find_sequences(source: Path, progress: bool = True) -> tuple[list[dict[str, 
 def _candidates(source: Path) -> tuple[Path, list[Path], list[str]]:
     """The folder that paths are relative to, the files to look at in the order of paths, and what is not followed."""
     if source.is_file() and source.name.upper() == DICOMDIR:
-        from scripts.dicom.files import dicomdir_files
-
         return source.parent, sorted(dicomdir_files(source)), []
     if not source.is_dir():
         raise FileNotFoundError(bad_value(source, "folder", "absent", "an existing folder, or a DICOMDIR"))

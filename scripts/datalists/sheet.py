@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import torch
 from PIL import Image
@@ -24,10 +23,11 @@ from scripts.datalists.check import Checked, as_listed, check_datalist, one_larg
 from scripts.datalists.datalist import Task
 from scripts.datalists.findings import Exam, Finding
 from scripts.datalists.scan import NUM_THREADS
-from scripts.datalists.summary import counted, document, grouped, headline, split_rows, terminal_table, verdict
+from scripts.datalists.summary import document, grouped, headline, split_rows, terminal_table, verdict
 from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES
 from scripts.errors import bad_value, printable
 from scripts.keys import IMAGE, LABEL, SPLITS
+from scripts.pages import fill
 from scripts.sequences.intensity import to_values, window_sequence
 from scripts.sequences.reader import read_frames, read_header
 from scripts.writing import write_file
@@ -182,16 +182,10 @@ def page(checked: Checked, content: dict[str, Any], strips: Sequence[Strip]) -> 
         content: of `document`.
         strips: of `contact_sheet`.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["counted"] = counted
-    environment.filters["number"] = lambda value, form, none="unknown": none if value is None else form % value
-    return environment.get_template("sheet.html.j2").render(
+    filters = {"number": lambda value, form, none="unknown": none if value is None else form % value}
+    return fill(
+        Path(__file__).parent / "sheet.html.j2",
+        filters,
         **content,
         headline=headline(content),
         verdict=verdict(content),

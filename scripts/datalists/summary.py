@@ -13,6 +13,7 @@ from scripts.datalists.datalist import class_counts
 from scripts.datalists.findings import PROBLEMS, SUSPICIOUS, Exam, Finding
 from scripts.errors import printable
 from scripts.keys import LABEL, PATIENT, SOURCE, SPLITS
+from scripts.pages import counted
 
 ALL = "all"
 SHOWN_FINDINGS = 5  # of a kind on the terminal; check.json has all
@@ -167,8 +168,3 @@ def verdict(content: dict[str, Any]) -> str:
     outcome = "pass" if content["passed"] else "fail"
     problems, suspicious = len(content["problems"]), len(content["suspicious"])
     return f"{outcome}: {counted(problems, 'problem')}, {counted(suspicious, 'suspicious item')}"
-
-
-def counted(number: int, noun: str) -> str:
-    """A count with its noun, "1 patient", "2 patients"."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -50,21 +50,18 @@ def decoder_versions() -> dict[str, str]:
     return {package: version(package) for package in packages}
 
 
-def check_pixel_data(path: Path, file: Part10, frames: int) -> list[str]:
+def check_pixel_data(path: Path, file: Part10, layout: PixelLayout, frames: int) -> list[str]:
     """What is odd in the pixel data; what is not as the header says is refused, before decoding.
 
     Args:
         path: for messages.
         file: of `open_part10`, at any position.
+        layout: of `read_layout`.
         frames: NumberOfFrames.
 
     Raises:
-        SequenceError: the layout of its bits is not one of DICOM's, too little or too much data, or another number of
-            frames.
+        SequenceError: too little or too much data, or another number of frames.
     """
-    layout = read_layout(path, file)
-    if layout.photometric == PALETTE:
-        read_palette(path, file)
     if file.syntax in NATIVE:
         return _check_native(path, file, layout, frames)
     for spans in _encapsulated(path, file, layout, frames):
@@ -72,17 +69,17 @@ def check_pixel_data(path: Path, file: Part10, frames: int) -> list[str]:
     return []
 
 
-def stored_bits(path: Path, file: Part10) -> int:
+def stored_bits(path: Path, file: Part10, layout: PixelLayout) -> int:
     """Bits that the values of `read_stored` in colour range over: BitsStored, or those of a palette's entries.
 
     Args:
         path: for messages.
         file: of `open_part10`.
+        layout: of `read_layout`.
 
     Raises:
-        SequenceError: the attributes or the palette are not valid.
+        SequenceError: the palette is not valid.
     """
-    layout = read_layout(path, file)
     return read_palette(path, file).bits if layout.photometric == PALETTE else layout.stored
 
 

@@ -173,7 +173,7 @@ def _read_file(path: Path, max_bytes: int) -> _File:
         raise FileNotFoundError(bad_value(path, "path", "absent", "an existing file"))
     with open_part10(path, max_bytes) as file, reading(path, "header"):
         layout, frames = read_layout(path, file), _number_of_frames(path, file)
-        bits = stored_bits(path, file)
+        bits = stored_bits(path, file, layout)
         values = layout.rows * layout.columns * (3 if layout.photometric == PALETTE else layout.samples)
         frame_bytes = values * (2 if bits > 8 else layout.allocated // 8)
         check_decoded_size(path, frames, frame_bytes, f"{layout.rows} x {layout.columns}", max_bytes)
@@ -181,7 +181,7 @@ def _read_file(path: Path, max_bytes: int) -> _File:
         header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=_TAGS)
         if value_of(header, "SOPClassUID") is None and file.sop_class:
             header.SOPClassUID = uid.UID(file.sop_class)
-        odd_pixels = check_pixel_data(path, file, frames)
+        odd_pixels = check_pixel_data(path, file, layout, frames)
         warnings = [*odd_pixels, *check_class(path, header), *privacy_warnings(header), *intensity_warnings(header)]
         clock, odd = lift_groups(path, header, frames)
         return _File(path, header, layout, bits, file.syntax, frames, clock, warnings + odd)

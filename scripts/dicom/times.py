@@ -188,15 +188,6 @@ def moment(date_time: object, timezone: object = None, counted: bool = True) -> 
     return Moment(whole + part, ahead, len(fraction), dated)
 
 
-def acquisition_ms(header: Dataset) -> float | None:
-    """Milliseconds since 1970 of one single-frame file, from its acquisition, else its content, date and time.
-
-    In UTC where the file tells its zone.
-    """
-    found = next(filter(None, (_read_clock(header, clock) for clock in CLOCKS)), None)
-    return None if found is None else found.local_ms - (found.offset_ms or 0.0)
-
-
 def acquisition_clock(headers: Sequence[Dataset]) -> Clock:
     """Moments of the single-frame files of one sequence, all read from the same attribute.
 

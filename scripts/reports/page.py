@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from scripts.errors import bad_value
 from scripts.keys import BINARY, CLASSES, MULTICLASS, MULTILABEL, TASK, TYPE
+from scripts.pages import counted, fill
 from scripts.reports import plots
 from scripts.reports.predictions import plain, strict_json
 from scripts.reports.resampling import BALANCED_ACCURACY, CLASS_METRICS, MACRO_AUROC
@@ -138,15 +138,9 @@ def html_of(results: Mapping[str, Any]) -> str:
     num_present = sum(model["per_class"][name]["num"] > 0 for name in classes)
     chance = 0.5 if task[TYPE] == MULTILABEL else 1 / num_present
     confusion = model.get("confusion")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"estimate": text_of, "value": value_of, "limits": limits_of, "counted": counted}
-    return environment.get_template("report.html.j2").render(
+    return fill(
+        Path(__file__).parent / "report.html.j2",
+        {"estimate": text_of, "value": value_of, "limits": limits_of},
         title=results["title"],
         banner=SYNTHETIC_BANNER if results["synthetic"] else "",
         split=results["split"],
@@ -199,11 +193,6 @@ def limits_of(estimate: Mapping[str, float | None], signed: bool = False) -> str
 def plain_name(name: str) -> str:
     """A control's name as QUESTIONS spells it, whatever joins its words."""
     return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
-
-
-def counted(number: int, noun: str) -> str:
-    """A count with its noun, `1 patient`, `2 patients`."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def cell_of(value: object) -> str:

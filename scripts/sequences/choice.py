@@ -41,7 +41,7 @@ class FrameChoice:
 
     kind: str = "uniform"
     max_frames: int = 20
-    every_ms: float = 100.0
+    every_ms: float = 1000.0
     phase_bounds_s: tuple[float, ...] = PHASE_BOUNDS_S
 
     def __post_init__(self) -> None:
