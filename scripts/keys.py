@@ -5,6 +5,7 @@ D encoder feature width, M model width, K classes.
 """
 
 # --- keys of an item, a batch and an engine's output ---
+ENTRY = "entry"  # item, in place of image: key of its entry in a feature store, 64 hex digits
 IMAGE = "image"  # item: path(s); after reading: (T, H, W), then (T, 3, H, W); batch: (B, T, 3, H, W)
 FEATURES = "features"  # (T, D); batch: (B, T, D)
 LENGTHS = "lengths"  # real frames of each sequence, (B,) int64

@@ -16,7 +16,7 @@ from scripts.datalists.datalist import (
     read_datalist,
     read_task,
 )
-from scripts.keys import CLASSES, IMAGE, LABEL, PATIENT, SEQUENCE, SOURCE, SYNTHETIC, TASK, TYPE
+from scripts.keys import CLASSES, ENTRY, IMAGE, LABEL, PATIENT, SEQUENCE, SOURCE, SYNTHETIC, TASK, TYPE
 from tests.conftest import assert_message
 
 MULTICLASS = {TYPE: "multiclass", CLASSES: ["none", "slow", "fast"]}
@@ -306,6 +306,62 @@ def test_datalist_or_dataset_dir_that_is_absent_is_file_not_found(write, root, t
     with pytest.raises(FileNotFoundError) as refused:
         read_datalist(write({"test": []}), tmp_path / "nowhere")
     assert_message(refused.value, "dataset_dir", tmp_path / "nowhere", "existing folder")
+
+
+# --- lists exported with a feature store ---
+
+KEYS = [f"{n:x}" * 64 for n in range(10, 16)]
+
+
+def test_datalist_of_entries_needs_no_file_and_names_them_by_sequence_or_by_digits(write, root):
+    entries = [{ENTRY: KEYS[0], LABEL: 1, SEQUENCE: "S1", PATIENT: "P1"}, {ENTRY: KEYS[1], LABEL: 0, "modality": "XA"}]
+    read = labelled_split(write({TASK: MULTICLASS, "training": entries}), root, "training")
+    assert [i[ENTRY] for i in read] == KEYS[:2]
+    assert [i[SOURCE] for i in read] == ["S1", KEYS[1][:16]]
+    assert [i[LABEL] for i in read] == [1, 0]
+    assert not any(IMAGE in i for i in read)
+
+
+@pytest.mark.parametrize("entry", ["", "a" * 63, "a" * 65, "A" * 64, "g" * 64, "a" * 64 + "\n", 5, None, ["a" * 64]])
+def test_datalist_entry_that_is_no_key_is_refused(write, root, entry):
+    with pytest.raises(ValueError) as refused:
+        read_datalist(write({"training": [{ENTRY: KEYS[0]}, {ENTRY: entry}]}), root)
+    assert_message(refused.value, "training[1]", ENTRY, "64 lower-case hex digits")
+
+
+@pytest.mark.parametrize("more", [{IMAGE: "a.dcm"}, {"frames": [0]}, {"frame_times_ms": [0.0]}])
+def test_datalist_entry_beside_what_chooses_frames_is_refused(write, root, more):
+    with pytest.raises(ValueError) as refused:
+        read_datalist(write({"training": [{ENTRY: KEYS[0], **more}]}), root)
+    assert_message(refused.value, "training[0]", next(iter(more)), f"beside {ENTRY}")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "parts"),
+    [
+        ({}, {ENTRY: KEYS[0]}, (ENTRY, "a duplicate of training[0]")),
+        ({SEQUENCE: "S1"}, {SEQUENCE: "S1"}, (SEQUENCE, "a duplicate of training[0]")),
+        ({PATIENT: "P1"}, {PATIENT: "P1"}, (PATIENT, "also in training")),
+    ],
+)
+def test_datalist_of_entries_that_leaks_is_refused(write, root, first, second, parts):
+    content = {"training": [{ENTRY: KEYS[0]} | first], "test": [{ENTRY: KEYS[1]} | second]}
+    with pytest.raises(ValueError) as refused:
+        read_datalist(write(content), root)
+    assert_message(refused.value, "test[0]", *parts)
+
+
+def test_datalist_of_entries_has_no_images_to_read_and_says_so(write, root):
+    path = write({"training": [{IMAGE: "a.dcm"}], "test": [{ENTRY: KEYS[0]}]})
+    with pytest.raises(ValueError) as refused:
+        all_items(path, root)
+    assert_message(refused.value, path, IMAGE, f"1 of 2 items have an {ENTRY}", "train from it")
+
+
+def test_datalist_split_of_entries_with_another_name_is_refused(write, root):
+    with pytest.raises(ValueError) as refused:
+        read_datalist(write({"training": [], "val": [{ENTRY: KEYS[0]}]}), root)
+    assert_message(refused.value, "split", "val", "training, validation, test")
 
 
 def test_labelled_split_gives_the_items_of_that_split_only(write, root):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from scripts.errors import bad_value
 from scripts.keys import (
     BINARY,
     CLASSES,
+    ENTRY,
     FRAME_TIMES,
     FRAMES,
     IMAGE,
@@ -51,7 +53,8 @@ def read_datalist(path: str | Path, dataset_dir: str | Path) -> dict[str, Any]:
 
     Returns:
         The splits present, each a list of items, and `task` if the file has one. An item gains `source`, its path
-        as the list spells it, which is how messages and results name it.
+        as the list spells it, or the name of a sequence that is there as an entry of a feature store alone; so
+        messages and results name it.
 
     Raises:
         FileNotFoundError: no such file or folder.
@@ -97,9 +100,19 @@ def labelled_split(path: str | Path, dataset_dir: str | Path, split: str) -> lis
 
 
 def all_items(path: str | Path, dataset_dir: str | Path) -> list[dict[str, Any]]:
-    """The items of all splits, labelled or not, in the order of `SPLITS`."""
+    """The items of all splits, labelled or not, in the order of `SPLITS`, for those who read their images.
+
+    Raises:
+        ValueError: an item without an image, beside what `read_datalist` raises.
+    """
     content = read_datalist(path, dataset_dir)
-    return [item for split in SPLITS for item in content[split]]
+    items = [item for split in SPLITS for item in content[split]]
+    exported = [item[SOURCE] for item in items if ENTRY in item]
+    if exported:
+        found = f"absent ({len(exported)} of {len(items)} items have an {ENTRY} of a feature store instead)"
+        way_out = "This list was exported with a store: train from it, or take the list that names the exams."
+        raise ValueError(bad_value(f"{path}: {exported[0]}", IMAGE, found, "an exam to read", way_out))
+    return items
 
 
 def read_task(path: str | Path, dataset_dir: str | Path) -> Task:
@@ -130,9 +143,13 @@ def read_json(path: Path) -> dict[str, Any]:
         found = f"an object with {', '.join(content)}" if isinstance(content, dict) and content else _kind(content)
         raise ValueError(bad_value(path, "content", found, f"an object with any of {SPLITS}"))
     for name, value in content.items():  # such as val, which would leave validation empty without a word
-        if name not in SPLITS and isinstance(value, list) and any(isinstance(v, dict) and IMAGE in v for v in value):
+        if name not in SPLITS and isinstance(value, list) and any(map(_is_item, value)):
             raise ValueError(bad_value(path, "split", name, f"one of {', '.join(SPLITS)}", "Rename it."))
     return content
+
+
+def _is_item(value: object) -> bool:
+    return isinstance(value, dict) and (IMAGE in value or ENTRY in value)
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -174,11 +191,11 @@ def task_of(path: Path, content: dict) -> Task | None:
 def read_item(
     where: str, item: Any, root: Path, task: Task | None, real: dict[Path, Path] | None = None
 ) -> dict[str, Any]:
-    """One entry with paths made absolute and `source` added.
+    """One item with paths made absolute and `source` added.
 
     Args:
         where: names it in messages.
-        item: the entry as JSON has it.
+        item: as JSON has it.
         root: dataset_dir.
         task: of the list.
         real: of `real_path`.
@@ -186,25 +203,18 @@ def read_item(
     Raises:
         ValueError: it breaks the contract of docs/data_contract.md.
     """
-    if not isinstance(item, dict) or not item.get(IMAGE):
-        raise ValueError(bad_value(where, IMAGE, "absent", "a path, a list of paths or a folder"))
-    source = item[IMAGE]
-    paths = source if isinstance(source, list) else [source]
-    if not all(isinstance(path, str) for path in paths):
-        raise ValueError(bad_value(where, IMAGE, source, "a path, a list of paths or a folder"))
-    inside = [resolve_inside(where, path, root, real) for path in paths]
-    out = dict(item)
-    out[IMAGE] = inside if isinstance(source, list) else inside[0]
-    out[SOURCE] = source if isinstance(source, str) else f"{paths[0]} (+{len(paths) - 1} files)"
+    exported = isinstance(item, dict) and ENTRY in item
+    out = _read_entry(where, item) if exported else _read_image(where, item, root, real)
     for key, allowed, fits in (
         (FRAMES, "a list of 0-based frame indices", are_indices),
         (FRAME_TIMES, "a list of one finite number or null for each frame", are_times),
     ):
         if item.get(key) is not None and not fits(item[key]):
             raise ValueError(bad_value(where, key, item[key], allowed))
+    num_files = len(item[IMAGE]) if isinstance(item.get(IMAGE), list) else 1
     times = item.get(FRAME_TIMES)
-    if len(paths) > 1 and times is not None and len(times) != len(paths):
-        raise ValueError(bad_value(where, FRAME_TIMES, f"{len(times)} times", f"{len(paths)}, one for each file"))
+    if num_files > 1 and times is not None and len(times) != num_files:
+        raise ValueError(bad_value(where, FRAME_TIMES, f"{len(times)} times", f"{num_files}, one for each file"))
     if item.get(MODALITY) is not None and item[MODALITY] not in CODES["Modality"]:
         raise ValueError(bad_value(where, MODALITY, item[MODALITY], f"one of {', '.join(CODES['Modality'])}"))
     if LABEL in item:
@@ -212,6 +222,32 @@ def read_item(
             raise ValueError(bad_value(where, LABEL, item[LABEL], f"a {TASK} block that names the classes"))
         out[LABEL] = check_label(where, item[LABEL], task)
     return out
+
+
+def _read_image(where: str, item: Any, root: Path, real: dict[Path, Path] | None) -> dict[str, Any]:
+    """An item that names files."""
+    if not isinstance(item, dict) or not item.get(IMAGE):
+        raise ValueError(bad_value(where, IMAGE, "absent", "a path, a list of paths or a folder"))
+    source = item[IMAGE]
+    paths = source if isinstance(source, list) else [source]
+    if not all(isinstance(path, str) for path in paths):
+        raise ValueError(bad_value(where, IMAGE, source, "a path, a list of paths or a folder"))
+    inside = [resolve_inside(where, path, root, real) for path in paths]
+    named = source if isinstance(source, str) else f"{paths[0]} (+{len(paths) - 1} files)"
+    return item | {IMAGE: inside if isinstance(source, list) else inside[0], SOURCE: named}
+
+
+def _read_entry(where: str, item: dict[str, Any]) -> dict[str, Any]:
+    """An item that names an entry of a feature store, whose frames and times were chosen when it was made."""
+    entry = item[ENTRY]
+    if not isinstance(entry, str) or not re.fullmatch("[0-9a-f]{64}", entry):
+        raise ValueError(bad_value(where, ENTRY, entry, "a key of a feature store, 64 lower-case hex digits"))
+    for key in (IMAGE, FRAMES, FRAME_TIMES):
+        if item.get(key) is not None:
+            raise ValueError(
+                bad_value(where, key, f"given beside {ENTRY}", "one of both: what is stored is already chosen")
+            )
+    return item | {SOURCE: str(entry[:16] if item.get(SEQUENCE) is None else item[SEQUENCE])}
 
 
 def resolve_inside(where: str, path: str, root: Path, real: dict[Path, Path] | None = None) -> Path:
@@ -278,15 +314,18 @@ def _refuse_leaks(path: Path, content: dict[str, Any], real: dict[Path, Path]) -
 
 
 def names_of(item: dict[str, Any], real: dict[Path, Path]) -> list[tuple[str, str]]:
-    """What no other item may have: (IMAGE, real path) of each file and folder, (SEQUENCE, its name).
+    """What no other item may have: (IMAGE, real path) of each file and folder, (ENTRY, key), (SEQUENCE, its name).
 
     Args:
         item: of `read_item`.
         real: of `real_path`.
     """
-    image = item[IMAGE] if isinstance(item[IMAGE], list) else [item[IMAGE]]
-    files = [file for path in image for file in ([path, *path.iterdir()] if path.is_dir() else [path])]
-    names = [(IMAGE, str(real_path(file, real))) for file in files]
+    if ENTRY in item:
+        names = [(ENTRY, item[ENTRY])]
+    else:
+        image = item[IMAGE] if isinstance(item[IMAGE], list) else [item[IMAGE]]
+        files = [file for path in image for file in ([path, *path.iterdir()] if path.is_dir() else [path])]
+        names = [(IMAGE, str(real_path(file, real))) for file in files]
     return names + ([(SEQUENCE, str(item[SEQUENCE]))] if item.get(SEQUENCE) is not None else [])
 
 
