@@ -105,7 +105,7 @@ def test_model_of_another_architecture_is_refused_and_the_network_stays_as_it_wa
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with pytest.raises(ValueError, match=r"architecture.*: \d+ tensors differ, first head\.") as error:
         load_model(network, path)
-    assert "Leave encoder_name, head_name, hidden_size and classes as the card has them" in str(error.value)
+    assert "Leave encoder_name, layers, head_name, hidden_size and classes as the card has them" in str(error.value)
     torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
 
 

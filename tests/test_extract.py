@@ -1,10 +1,8 @@
 """Feature extraction: each frame once, each exam by its content, each setting in the fingerprint."""
 
-import copy
 import json
 from pathlib import Path
 
-import monai.transforms as mt
 import numpy as np
 import pydicom
 import pytest
@@ -15,14 +13,13 @@ from torch import nn
 
 from scripts.errors import RunFailedError
 from scripts.features.extract import cache_features, entry_key
-from scripts.features.fingerprint import describe, make_fingerprint, require_encoder
+from scripts.features.fingerprint import make_fingerprint
 from scripts.features.store import FeatureStore
 from scripts.keys import FRAME_INDICES, FRAME_TIMES, FRAMES, IMAGE, MODALITY, SOURCE
 from scripts.networks.encoder import FrameEncoder
 from scripts.networks.weights import load_into
 from scripts.sequences.transforms import (
     LoadSequenced,
-    RandLoadSequenced,
     ResizeFramesd,
     ShowRegiond,
     ToEncoderInputd,
@@ -263,170 +260,3 @@ def test_runs_that_came_down_to_one_frame_are_counted_for_the_log(tmp_path, fold
     assert [record.message for record in caplog.records] == [
         "1 runs came down to one frame, in which nothing moves; frame_choice does not suit them"
     ]
-
-
-# --- fingerprint ---
-
-
-def test_another_image_size_is_refused_naming_the_field_with_both_values(items, folder):
-    run(items, folder)
-    with pytest.raises(ValueError, match=r"image_size is 32 in the store, 48 wanted") as error:
-        run(items, folder, image_size=48)
-    assert str(error.value).count(" wanted") == 1
-
-
-@pytest.mark.parametrize(
-    ("change", "field"),
-    [
-        ({"encoder_name": "other"}, "encoder.name"),
-        ({"encoder_digest": "1"}, "encoder.digest"),
-        ({"preprocessing": preprocessing_of(max_frames=8)}, "max_frames"),
-        ({"precision": "bfloat16"}, "precision"),
-    ],
-)
-def test_store_of_other_features_is_refused_naming_the_field(items, folder, change, field):
-    made = {
-        "encoder_name": "counting",
-        "encoder_digest": "0",
-        "preprocessing": preprocessing_of(),
-        "precision": "float32",
-    }
-    run(items, folder)
-    assert len(FeatureStore.open(folder, make_fingerprint(**made))) == 3
-    with pytest.raises(ValueError, match=f"{field} is .* in the store"):
-        FeatureStore.open(folder, make_fingerprint(**made | change))
-
-
-def test_store_of_other_decoders_is_refused_to_who_writes_and_open_to_who_trains(items, folder, monkeypatch):
-    run(items, folder)
-    monkeypatch.setattr("scripts.features.fingerprint.decoder_versions", lambda: {"pydicom": "0.0"})
-    with pytest.raises(ValueError, match=r"decoders\.pydicom is .* in the store, \"0\.0\" wanted"):
-        run(items, folder)
-    assert len(FeatureStore.open(folder)) == 3
-
-
-def test_settings_are_kept_with_the_features_and_compared_with_nothing(items, folder):
-    made = make_fingerprint("counting", "0", preprocessing_of(), "float32", {"image_size": 32})
-    cache_features(items, preprocessing_of(), CountingEncoder(), folder, made, "cpu", progress=False)
-    assert FeatureStore.open(folder).settings == {"image_size": 32}
-    other = make_fingerprint("counting", "0", preprocessing_of(), "float32", {"image_size": 64})
-    again = FeatureStore.open(folder, other)
-    assert (len(again), again.settings) == (3, {"image_size": 32})
-    assert again.digest == FeatureStore.open(folder).digest
-
-
-def test_store_without_settings_is_refused_to_who_follows_them(items, folder):
-    run(items, folder)
-    with pytest.raises(ValueError, match="settings is absent, needs the knobs the features were made with"):
-        FeatureStore.open(folder).settings  # noqa: B018
-
-
-def test_encoder_of_another_digest_than_the_features_is_refused(items, folder):
-    run(items, folder)
-    store = FeatureStore.open(folder)
-    require_encoder(store, "0")
-    with pytest.raises(ValueError, match="digest of encoder_weights is 1, needs 0"):
-        require_encoder(store, "1")
-
-
-@pytest.mark.parametrize("transform", [RandLoadSequenced(), mt.RandFlipd(IMAGE), Compose([mt.RandZoomd(IMAGE)])])
-def test_random_preprocessing_cannot_be_cached(transform):
-    with pytest.raises(ValueError, match=r"transform is Rand.*, needs transforms without randomness"):
-        make_fingerprint("counting", "0", Compose([transform]), "float32")
-
-
-def test_unknown_precision_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="precision is float8, needs one of float32, bfloat16, float16"):
-        make_fingerprint("counting", "0", preprocessing_of(), "float8")
-
-
-OURS = {
-    LoadSequenced: {
-        "frame_choice": "all",
-        "max_frames": 7,
-        "every_ms": 7.0,
-        "phase_bounds_s": (7.0,),
-        "subtraction": "none",
-    },
-    ShowRegiond: {"border": "crop", "panel": "left"},
-    ResizeFramesd: {"image_size": 7},
-    WindowSequenced: {"window": "voi", "lower_percentile": 7.0, "upper_percentile": 90.0},
-    ToEncoderInputd: {},
-}
-
-
-def test_description_tells_every_setting_of_every_transform_of_ours_apart():
-    compared = 0
-    for transform, settings in OURS.items():
-        for name, value in settings.items():
-            assert describe(transform(**{name: value})) != describe(transform()), name
-            compared += 1
-        assert describe(transform()) == describe(transform()) == json.loads(json.dumps(describe(transform())))
-    assert compared == 11
-    used = {type(transform) for transform in preprocessing_of().transforms}
-    assert used == set(OURS)
-
-
-def test_size_limit_is_no_part_of_the_description():
-    assert describe(LoadSequenced(max_sequence_bytes=10**6)) == describe(LoadSequenced())
-
-
-MONAI = [  # two settings each that must not look alike
-    (lambda v: mt.CenterSpatialCropd(IMAGE, roi_size=v), (8, 9)),
-    (lambda v: mt.RandFlipd(IMAGE, prob=0.5, spatial_axis=v), (0, 1)),
-    (lambda v: mt.RandFlipd(IMAGE, prob=v, spatial_axis=0), (0.1, 0.2)),
-    (lambda v: mt.ScaleIntensityRangePercentilesd(IMAGE, v, 99, 0, 1), (1, 2)),
-    (lambda v: mt.SpatialPadd(IMAGE, spatial_size=v), ((8, 8), (9, 9))),
-    (lambda v: mt.GaussianSmoothd(IMAGE, sigma=v), (1.0, 2.0)),
-    (lambda v: mt.Rotate90d(IMAGE, k=v), (1, 2)),
-    (lambda v: Compose([mt.Flipd(IMAGE, v)]), (0, 1)),
-]
-
-
-@pytest.mark.parametrize(("make", "values"), MONAI)
-def test_description_of_monais_transforms_is_json_and_tells_settings_apart(make, values):
-    first, second = (describe(make(value)) for value in values)
-    assert first != second
-    assert json.loads(json.dumps(first)) == first == describe(make(values[0]))
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: mt.SpatialCropd(IMAGE, roi_start=(0, 0), roi_end=(8, 8)),
-        lambda: mt.Resized(IMAGE, spatial_size=(8, 8)),
-        lambda: mt.EnsureTyped(IMAGE, dtype=torch.float32),
-        lambda: mt.NormalizeIntensityd(IMAGE, subtrahend=np.zeros(3)),
-        lambda: mt.Lambdad(IMAGE, func=torch.relu),
-        lambda: mt.ScaleIntensityRanged(IMAGE, np.float32(0), 1, 0, 1),
-    ],
-)
-def test_description_of_transforms_with_slices_types_arrays_or_builtins_is_json(make):
-    assert json.loads(json.dumps(describe(make()))) == describe(make())
-
-
-def test_description_tells_tensors_apart():
-    first, second = (mt.Lambdad(IMAGE, func=lambda x: x) for _ in range(2))
-    first.scale, second.scale = torch.tensor([1.0]), torch.tensor([2.0])
-    assert describe(first) != describe(second)
-
-
-def test_description_tells_nested_transforms_of_equal_settings_apart():
-    class Low(mt.Transform):
-        def __init__(self, value: int) -> None:
-            self.value = value
-
-        def __call__(self, data: object) -> object:
-            return data
-
-    class High(Low):
-        pass
-
-    assert describe(Compose([Low(1)])) != describe(Compose([High(1)]))
-
-
-def test_describing_leaves_a_random_transform_as_it_was():
-    transform = mt.RandFlipd(IMAGE, prob=0.5).set_random_state(seed=3)
-    twin = copy.deepcopy(transform)
-    describe(transform)
-    assert transform.R.random() == twin.R.random()

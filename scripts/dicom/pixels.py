@@ -1,7 +1,7 @@
 """Stored pixel values of chosen frames, checked against the header before anything is allocated."""
 
 from collections.abc import Iterator, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +37,10 @@ DECODERS: dict[str, str] = {
     ENCAPSULATED_UNCOMPRESSED: "numpy",
     DEFLATED_FRAMES: "zlib",
 }
+DECODER_PACKAGES = (
+    *("pydicom", "pillow", "python-gdcm", "pyjpegls", "pylibjpeg-openjpeg", "pylibjpeg-rle"),
+    *("nibabel", "av"),  # NIfTI and video, in scripts/sequences
+)
 PALETTE = "PALETTE COLOR"
 SAMPLES = {
     **dict.fromkeys(("MONOCHROME1", "MONOCHROME2", PALETTE), 1),
@@ -44,10 +48,17 @@ SAMPLES = {
 }
 
 
-def decoder_versions() -> dict[str, str]:
-    """Versions of the packages that decide pixel values, for a store's fingerprint."""
-    packages = ("pydicom", "pillow", "python-gdcm", "pyjpegls", "pylibjpeg-openjpeg", "pylibjpeg-rle")
-    return {package: version(package) for package in packages}
+def decoder_versions() -> dict[str, str | None]:
+    """Versions of the packages that decide pixel values in any container, for a store's fingerprint; None = absent."""
+    return {package: installed_version(package) for package in DECODER_PACKAGES}
+
+
+def installed_version(package: str) -> str | None:
+    """Version of a package, None if it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def check_pixel_data(path: Path, file: Part10, layout: PixelLayout, frames: int) -> list[str]:

@@ -23,6 +23,8 @@ HEAD = "head."
 # What inference must know to rebuild the network and its input; the nominal values are those of metadata.json.
 NOMINAL: dict[str, Any] = {
     "encoder_name": "vit_small_patch14_dinov2",
+    "pooling": "avg",
+    "layers": 1,
     "image_size": 224,
     "frame_choice": "uniform",
     "max_frames": 16,
@@ -34,6 +36,8 @@ NOMINAL: dict[str, Any] = {
     "window": "percentile",
     "lower_percentile": 0.5,
     "upper_percentile": 99.5,
+    "pixel_mean": 0.5,
+    "pixel_std": 0.5,
     "head_name": "gru",
     "hidden_size": 128,
     "use_times": True,
@@ -154,7 +158,7 @@ def load_fitting(network: nn.Module, state: dict[str, Tensor], path: Path) -> No
                 "architecture",
                 f"another: {len(wrong)} tensors differ, first {wrong[0]}",
                 "those of the network in its card",
-                "Leave encoder_name, head_name, hidden_size and classes as the card has them.",
+                "Leave encoder_name, layers, head_name, hidden_size and classes as the card has them.",
             )
         )
     network.load_state_dict(state)

@@ -10,7 +10,7 @@ class SequenceClassifier(nn.Module):
     """What `models/model.pt` holds and what inference, verification and export run.
 
     Args:
-        encoder: frames (N, 3, H, W) -> features (N, D).
+        encoder: frames (N, 3, H, W) -> features (N, D), or patch tokens (N, P, D), which are averaged.
         head: features (B, T, D) -> logits (B, K).
         chunk_frames: frames the encoder takes at once; its activations do not grow with B x T.
     """
@@ -25,8 +25,13 @@ class SequenceClassifier(nn.Module):
         """Features (B, T, D) of an image batch (B, T, 3, H, W), encoded in chunks."""
         batch, length = image.shape[0], image.shape[1]
         frames = image.flatten(0, 1)  # (N, 3, H, W)
-        features = torch.cat([self.encoder(chunk) for chunk in frames.split(self.chunk_frames)])
+        features = torch.cat([self._encode_chunk(chunk) for chunk in frames.split(self.chunk_frames)])
         return features.view(batch, length, -1)  # (B, T, D)
+
+    def _encode_chunk(self, frames: Tensor) -> Tensor:
+        """Features (N, D); the mean of patch tokens, as training reads them from the store."""
+        features = self.encoder(frames)
+        return features.mean(dim=1) if features.ndim == 3 else features
 
     def weigh(
         self, image: Tensor, lengths: Tensor | None = None, frame_times_ms: Tensor | None = None

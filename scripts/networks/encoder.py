@@ -1,29 +1,36 @@
-"""The frame encoder: frames (N, 3, H, W) -> features (N, D), any timm backbone by name."""
+"""The frame encoder: frames (N, 3, H, W) -> features (N, D) or patch tokens (N, P, D), any timm backbone by name."""
 
 import difflib
 
 import timm
 import torch
+from timm.models.eva import Eva
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from scripts.errors import bad_value
 
+POOLINGS = ("avg", "token", "max", "none")
+
 
 class FrameEncoder(nn.Module):
-    """A timm backbone that turns each frame into one feature vector.
+    """A timm backbone that turns each frame into one feature vector, or into one for each patch.
 
-    A ViT averages its normalised patch tokens (class and register tokens left out) and interpolates its
-    position embedding to the image at hand, so that one state dict serves every image size. Other
-    families (CNNs, hierarchical transformers) use their own average pooling.
+    A plain ViT interpolates its position embedding to the image at hand, so that one state dict serves every image
+    size; `pooling` and `layers` change what is made of its tokens and no name in the state dict. Other families (CNNs,
+    hierarchical transformers, those that pool by attention) pool by themselves, and take `avg` and one layer only.
 
     Args:
         name: a timm model name, such as `vit_small_patch14_reg4_dinov2` (RETFound-Green's form).
+        pooling: what becomes of a frame's normalised tokens: `avg` or `max` of the patch tokens (class and register
+            tokens left out), the class `token`, or `none`: the patch tokens as they are.
+        layers: of this many last blocks, the earliest first, the pooled features are put side by side.
 
     Raises:
-        ValueError: timm does not know the name.
+        ValueError: timm does not know the name, or the backbone lacks what pooling or layers ask for.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, pooling: str = "avg", layers: int = 1) -> None:
         super().__init__()
         try:
             self.backbone = _create(name)
@@ -34,8 +41,10 @@ class FrameEncoder(nn.Module):
             near = difflib.get_close_matches(name, timm.list_models(), 3, 0.0)
             allowed = f"a timm model that can average its tokens or pixels, such as {', '.join(near)}"
             raise ValueError(bad_value("encoder", "encoder_name", name, allowed)) from error
-        self.name = name
-        self.num_features = int(self.backbone.num_features)  # type: ignore[arg-type]
+        self.name, self.pooling, self.layers = name, pooling, layers
+        _pool_by(self.backbone, name, pooling, layers)
+        self.prefix_tokens = int(getattr(self.backbone, "num_prefix_tokens", 0))
+        self.num_features = layers * int(self.backbone.head_hidden_size)  # type: ignore[arg-type]
 
     def forward(self, frames: Tensor) -> Tensor:
         """Features of each frame by itself.
@@ -44,9 +53,26 @@ class FrameEncoder(nn.Module):
             frames: (N, 3, H, W) float, as `scripts.sequences.frames.to_encoder_input` makes them.
 
         Returns:
-            Features, (N, D).
+            Features, (N, D), D being `num_features`; with pooling `none` (N, P, D), P patches row by row.
         """
-        return self.backbone(frames)
+        features = self.backbone(frames) if self.layers == 1 else self._of_layers(frames)
+        return features[:, self.prefix_tokens :] if self.pooling == "none" else features
+
+    @torch.jit.unused
+    def _of_layers(self, frames: Tensor) -> Tensor:
+        """What the backbone's head makes of each of the last layers, side by side."""
+        found = self.backbone.forward_intermediates(  # type: ignore[operator]
+            frames, self.layers, return_prefix_tokens=True, norm=True, output_fmt="NLC", intermediates_only=True
+        )
+        if self.prefix_tokens:
+            found = [torch.cat((prefix, patches), dim=1) for patches, prefix in found]  # (N, prefix + P, D)
+        return torch.cat([self.backbone.forward_head(tokens) for tokens in found], dim=-1)  # type: ignore[operator]
+
+    def __prepare_scriptable__(self) -> nn.Module:  # torch.jit.script calls it before it compiles
+        if self.layers > 1:  # timm 1.0.31: forward_intermediates returns what TorchScript has no type for
+            way_out = "Trace it, or cache features and train with one layer."
+            raise ValueError(bad_value(f"encoder {self.name}", "layers", self.layers, "1 in TorchScript", way_out))
+        return self
 
 
 def _create(name: str) -> nn.Module:
@@ -56,6 +82,24 @@ def _create(name: str) -> nn.Module:
         )  # fc_norm=False: normalise, then average, as RETFound-Green does; keeps the checkpoint's names
     except TypeError:  # the family has no such options: not a plain ViT
         return timm.create_model(name, num_classes=0)
+
+
+def _pool_by(backbone: nn.Module, name: str, pooling: str, layers: int) -> None:
+    """Have the backbone pool that way; refuse what it cannot do."""
+    item = f"encoder {name}"
+    if pooling not in POOLINGS:
+        raise ValueError(bad_value(item, "pooling", pooling, f"one of {', '.join(POOLINGS)}"))
+    plain = isinstance(backbone, (VisionTransformer, Eva)) and backbone.attn_pool is None
+    blocks = len(backbone.blocks) if plain else 1  # type: ignore[arg-type]
+    if not isinstance(layers, int) or isinstance(layers, bool) or not 1 <= layers <= blocks:
+        raise ValueError(bad_value(item, "layers", layers, f"1 to {blocks}" if plain else "1: it is no plain ViT"))
+    if plain:
+        try:
+            backbone.reset_classifier(0, "" if pooling == "none" else pooling)  # type: ignore[operator]
+        except AssertionError as error:  # timm: there is no class token
+            raise ValueError(bad_value(item, "pooling", pooling, "avg, max or none: it has no class token")) from error
+    elif pooling != "avg":
+        raise ValueError(bad_value(item, "pooling", pooling, "avg: it is no plain ViT and pools by itself"))
 
 
 @torch.inference_mode()

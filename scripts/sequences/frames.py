@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -79,6 +81,40 @@ def resize_frames(frames: Tensor, image_size: int) -> Tensor:
     return F.pad(scaled, margins, value=float(frames.min()))
 
 
-def to_encoder_input(frames: Tensor) -> Tensor:
-    """Frames in [0, 1] (T, H, W) -> (T, 3, H, W) float32, three equal channels, encoder's mean and deviation."""
-    return ((frames - PIXEL_MEAN) / PIXEL_STD)[:, None].repeat(1, 3, 1, 1)
+def to_encoder_input(
+    frames: Tensor, mean: float | Sequence[float] = PIXEL_MEAN, std: float | Sequence[float] = PIXEL_STD
+) -> Tensor:
+    """Brightness in [0, 1] to what the encoder takes: grey in three channels, minus the mean, over the deviation.
+
+    Args:
+        frames: (T, H, W) float32.
+        mean: one number, or one a channel.
+        std: likewise, above 0.
+
+    Returns:
+        (T, 3, H, W) float32. Equal channels share one memory: copy before you write into it.
+    """
+    shift, scale = (
+        torch.tensor(values, dtype=torch.float32, device=frames.device)[:, None, None]  # (1 or 3, 1, 1)
+        for values in (channel_values("pixel_mean", mean), channel_values("pixel_std", std, positive=True))
+    )
+    return ((frames[:, None] - shift) / scale).expand(-1, 3, -1, -1)  # (T, 3, H, W)
+
+
+def channel_values(knob: str, value: Any, positive: bool = False) -> tuple[float, ...]:
+    """One number for all channels, or three that differ.
+
+    Args:
+        knob: for the message.
+        value: a number, or a list of one or three.
+        positive: refuse 0 and below.
+
+    Raises:
+        ValueError: anything else, or a number that is not finite.
+    """
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v) for v in values)
+    if not numbers or len(values) not in (1, 3) or (positive and min(values) <= 0):
+        allowed = f"a number{' above 0' if positive else ''}, or a list of three, one a channel"
+        raise ValueError(bad_value("configuration", knob, value, allowed))
+    return tuple(float(v) for v in (values if len(set(values)) > 1 else values[:1]))

@@ -18,7 +18,15 @@ from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES
 from scripts.keys import FRAME_INDICES, FRAME_TIMES, FRAMES, HEADER, IMAGE, MODALITY
 from scripts.sequences.bolus import pre_contrast, read_curve
 from scripts.sequences.choice import PHASE_BOUNDS_S, FrameChoice, choose_frames, jitter
-from scripts.sequences.frames import check_indices, check_times, resize_frames, to_encoder_input
+from scripts.sequences.frames import (
+    PIXEL_MEAN,
+    PIXEL_STD,
+    channel_values,
+    check_indices,
+    check_times,
+    resize_frames,
+    to_encoder_input,
+)
 from scripts.sequences.geometry import check_geometry, show_region
 from scripts.sequences.intensity import check_window, to_values, window_sequence
 from scripts.sequences.reader import read_frames, read_header
@@ -181,10 +189,29 @@ class ResizeFramesd(MapTransform):
 
 
 class ToEncoderInputd(MapTransform):
-    """Frames in [0, 1] to what the encoder takes: image (T, H, W) -> (T, 3, H, W). No randomness."""
+    """Frames in [0, 1] to what the encoder takes: image (T, H, W) -> (T, 3, H, W). No randomness.
 
-    def __init__(self, keys: KeysCollection = IMAGE) -> None:
+    Args:
+        keys: of images.
+        pixel_mean: one number, or one a channel, as the encoder was trained with.
+        pixel_std: likewise, above 0.
+    """
+
+    def __init__(
+        self,
+        keys: KeysCollection = IMAGE,
+        pixel_mean: float | Sequence[float] = PIXEL_MEAN,
+        pixel_std: float | Sequence[float] = PIXEL_STD,
+    ) -> None:
         super().__init__(keys)
+        self.pixel_mean = channel_values("pixel_mean", pixel_mean)
+        self.pixel_std = channel_values("pixel_std", pixel_std, positive=True)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        return {**data, **{key: to_encoder_input(data[key]) for key in self.key_iterator(dict(data))}}
+        return {
+            **data,
+            **{
+                key: to_encoder_input(data[key], self.pixel_mean, self.pixel_std)
+                for key in self.key_iterator(dict(data))
+            },
+        }
