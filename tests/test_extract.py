@@ -1,6 +1,5 @@
 """Feature extraction: each frame once, each exam by its content, each setting in the fingerprint."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,14 @@ from PIL import Image
 from torch import nn
 
 from scripts.errors import RunFailedError
-from scripts.features.extract import cache_features, entry_key
+from scripts.features.entries import entry_key, pass_key
+from scripts.features.extract import cache_features
 from scripts.features.fingerprint import make_fingerprint
 from scripts.features.store import FeatureStore
-from scripts.keys import FRAME_INDICES, FRAME_TIMES, FRAMES, IMAGE, MODALITY, SOURCE
+from scripts.keys import ENTRY, FRAME_INDICES, FRAME_TIMES, FRAMES, IMAGE, MODALITY, SOURCE
 from scripts.networks.encoder import FrameEncoder
 from scripts.networks.weights import load_into
+from scripts.sequences.augmentation import make_augmentation
 from scripts.sequences.transforms import (
     LoadSequenced,
     ResizeFramesd,
@@ -25,11 +26,14 @@ from scripts.sequences.transforms import (
     ToEncoderInputd,
     WindowSequenced,
 )
+from tests.conftest import assert_message
 from tests.exams import item_of, write_exam
 
 
 class CountingEncoder(nn.Module):
     """Mean and spread of each channel, (N, 6); keeps the number of frames of every call."""
+
+    name, pooling, layers = "counting", "avg", 1
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,11 +56,20 @@ def preprocessing_of(image_size: int = 32, max_frames: int = 16) -> Compose:
     )
 
 
-def run(items: list[dict], folder: Path, image_size: int = 32, **options: object) -> list[int]:
+def run(
+    items: list[dict],
+    folder: Path,
+    image_size: int = 32,
+    encoder: CountingEncoder | None = None,
+    augmentation: Compose | None = None,
+    seed: int = 0,
+    **options: object,
+) -> list[int]:
     """Cache the features of the items; returns the frames of each encoder call."""
-    encoder, preprocessing = CountingEncoder(), preprocessing_of(image_size)
-    fingerprint = make_fingerprint("counting", "0", preprocessing, "float32")
-    cache_features(items, preprocessing, encoder, folder, fingerprint, "cpu", progress=False, **options)
+    encoder, preprocessing = encoder or CountingEncoder(), preprocessing_of(image_size)
+    fingerprint = make_fingerprint(encoder, "0", preprocessing, "float32", "torch", augmentation, seed)
+    options = {"batch_frames": 16, "progress": False, "augmentation": augmentation, **options}
+    cache_features(items, preprocessing, encoder, folder, fingerprint, "cpu", **options)
     return encoder.calls
 
 
@@ -125,29 +138,92 @@ def test_key_of_a_folder_is_that_of_its_files_whatever_their_names_and_of_a_list
     assert entry_key({IMAGE: tmp_path / "run"}) != by_folder
 
 
-def test_ranks_share_the_exams_and_rank_0_reports_the_failures_of_all(items, folder, monkeypatch):
-    parts: list[list] = []
-
-    def gather(out: list, mine: list) -> None:  # the ranks run one after the other here
-        parts.append(mine)
-        out[:] = [*parts, *([[]] * len(out))][: len(out)]
-
-    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    items.insert(1, {**items[0], IMAGE: folder / "absent", SOURCE: "absent"})  # 0 and 2 of rank 0, 1 and 3 of rank 1
-    with pytest.raises(RunFailedError, match="1 exams could not be used; rank 0 lists them"):
-        run(items, folder, rank=1, world_size=2)
+def test_tasks_of_a_job_array_share_the_exams_and_each_reports_its_own_failures(items, folder, tmp_path):
+    items.insert(1, item_of(tmp_path / "absent.dcm"))  # 0 and 2 of task 0, 1 and 3 of task 1
     with pytest.raises(RunFailedError, match=r"1 of 4 exams could not be used(.|\n)*absent"):
-        run(items, folder, rank=0, world_size=2)
+        run(items, folder, rank=1, world_size=2)
+    assert sum(run(items, folder, rank=0, world_size=2)) == 3 + 4
     assert {path.name for path in folder.glob("rank*")} == {"rank0-0.safetensors", "rank1-0.safetensors"}
-    assert json.loads((folder / "manifest.json").read_text())["sequences"] == 3
+    assert len(FeatureStore.open(folder)) == 3
 
 
-@pytest.mark.parametrize("chunk_frames", [1, 2, 16])
-def test_encoder_sees_at_most_chunk_frames_at_once_and_the_features_stay_the_same(
-    items, folder, tmp_path, chunk_frames
+def test_items_that_came_with_a_store_cannot_be_encoded(folder):
+    with pytest.raises(ValueError) as error:
+        run([{ENTRY: "0" * 64, SOURCE: "S00001"}], folder)
+    assert_message(error.value, "S00001", "entry", "an image to encode")
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("wanted", [0, -1, 1.5, True, "many", 1000])
+def test_number_of_readers_that_cannot_be_is_refused(items, folder, wanted):
+    with pytest.raises(ValueError) as error:
+        run(items, folder, num_readers=wanted)
+    assert_message(error.value, "configuration", "num_readers", wanted, "auto")
+
+
+# --- what is in the store is used only if it is whole ---
+
+
+def test_run_on_a_damaged_store_names_the_shard_and_the_way_to_repair_it(items, folder):
+    run(items, folder)
+    (shard,) = folder.glob("rank*")
+    content = bytearray(shard.read_bytes())
+    content[-20] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ValueError, match="python -m scripts store prune") as error:
+        run(items, folder)
+    assert shard.name in str(error.value)
+
+
+# --- augmented passes ---
+
+
+def entries_of(folder: Path) -> dict[str, torch.Tensor]:
+    store = FeatureStore.open(folder)
+    return {key: store.read(key).features for key in list(store.keys())}
+
+
+def test_augmented_passes_are_stored_beside_the_plain_one_each_another(items, folder, tmp_path):
+    assert sum(run(items, folder, augmentation=make_augmentation(), augmented_passes=2)) == 3 * (3 + 4 + 5)
+    found = entries_of(folder)
+    assert len(found) == 9
+    run(items, tmp_path / "plain")
+    for key, plain in entries_of(tmp_path / "plain").items():
+        passes = [found[pass_key(key, number)] for number in range(3)]
+        assert torch.equal(passes[0], plain)
+        assert not torch.equal(passes[1], plain) and not torch.equal(passes[1], passes[2])
+
+
+def test_augmented_passes_are_the_same_whatever_the_order_of_the_exams_and_differ_by_seed(items, folder, tmp_path):
+    options = {"augmentation": make_augmentation(), "augmented_passes": 1}
+    run(items, folder, **options)
+    run(items[::-1], tmp_path / "reversed", num_readers=1, **options)
+    run(items, tmp_path / "seeded", seed=1, **options)
+    found, turned, seeded = (entries_of(path) for path in (folder, tmp_path / "reversed", tmp_path / "seeded"))
+    assert found.keys() == turned.keys() == seeded.keys() and len(found) == 6
+    assert all(torch.equal(found[key], turned[key]) for key in found)
+    assert sum(torch.equal(found[key], seeded[key]) for key in found) == 3  # the plain ones
+
+
+def test_passes_added_later_compute_the_new_ones_alone(items, folder):
+    augmentation = make_augmentation()
+    run(items, folder, augmentation=augmentation)
+    assert sum(run(items, folder, augmentation=augmentation, augmented_passes=1)) == 3 + 4 + 5
+    assert run(items, folder, augmentation=augmentation, augmented_passes=1) == []
+
+
+def test_global_random_state_is_left_alone_by_augmented_passes(items, folder):
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    run(items, folder, augmentation=make_augmentation(), augmented_passes=1)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("batch_frames", "sizes"), [(1, [1] * 12), (5, [5, 5, 2]), (16, [12])])
+def test_encoder_sees_batches_filled_from_several_exams_and_the_features_stay_the_same(
+    items, folder, tmp_path, batch_frames, sizes
 ):
-    calls = run(items, folder, chunk_frames=chunk_frames)
-    assert max(calls) == min(chunk_frames, 5)
+    assert run(items, folder, batch_frames=batch_frames) == sizes
     run(items, tmp_path / "whole")
     for item in items:
         found, whole = (FeatureStore.open(path).read(entry_key(item)) for path in (folder, tmp_path / "whole"))
@@ -160,8 +236,8 @@ def test_encoder_sees_at_most_chunk_frames_at_once_and_the_features_stay_the_sam
 def test_stored_features_are_the_encoders_output_to_half_precision(items, folder):
     encoder, preprocessing = FrameEncoder("test_vit"), preprocessing_of(max_frames=3)
     encoder_digest = load_into(encoder, "random:0", "models")
-    fingerprint = make_fingerprint("test_vit", encoder_digest, preprocessing, "float32")
-    cache_features(items, preprocessing, encoder, folder, fingerprint, "cpu", chunk_frames=2, progress=False)
+    fingerprint = make_fingerprint(encoder, encoder_digest, preprocessing, "float32", "torch")
+    cache_features(items, preprocessing, encoder, folder, fingerprint, "cpu", batch_frames=2, progress=False)
     store = FeatureStore.open(folder, fingerprint)
     with torch.inference_mode():
         for n, item in enumerate(items):
@@ -194,7 +270,6 @@ def test_bad_exams_are_listed_by_their_list_path_and_the_others_are_stored(items
     assert str(tmp_path) not in str(error.value)
     store = FeatureStore.open(folder)
     assert set(store.keys()) == {entry_key(item) for item in items}
-    assert json.loads((folder / "manifest.json").read_text())["sequences"] == 3
 
 
 def test_run_after_the_bad_exam_was_mended_computes_that_one_alone(items, folder):
@@ -209,12 +284,12 @@ def test_run_after_the_bad_exam_was_mended_computes_that_one_alone(items, folder
 def test_exam_whose_features_are_not_finite_is_reported_and_the_others_are_stored(items, folder):
     class Overflowing(CountingEncoder):
         def forward(self, frames):
-            return super().forward(frames) * (1e6 if len(frames) == 4 else 1.0)  # past float16
+            factors = torch.ones(len(frames), 1)
+            factors[5] = 1e6  # of the second exam, past float16
+            return super().forward(frames) * factors
 
-    preprocessing = preprocessing_of()
-    fingerprint = make_fingerprint("counting", "0", preprocessing, "float32")
     with pytest.raises(RunFailedError, match=r"1 of 3 exams(.|\n)*1\.dcm"):
-        cache_features(items, preprocessing, Overflowing(), folder, fingerprint, "cpu", progress=False)
+        run(items, folder, encoder=Overflowing())
     assert len(FeatureStore.open(folder)) == 2
 
 

@@ -1,158 +1,176 @@
 """Exams -> feature store: the frozen encoder runs once a frame, and only for what the store does not hold."""
 
-import hashlib
-import json
 import logging
+import os
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from monai.transforms import Compose
 from torch import nn
 from tqdm import tqdm
 
 from scripts.errors import RunFailedError, bad_value
-from scripts.features.fingerprint import PRECISIONS
-from scripts.features.store import FeatureStore, StoredSequence
-from scripts.keys import ERROR, FRAME_INDICES, FRAME_TIMES, FRAMES, HEADER, IMAGE, MODALITY, SOURCE
-from scripts.sequences.dataset import SequenceDataset, refuse_failures, relative_message
-from scripts.sequences.reader import source_files
+from scripts.features.engines import AUTO, Engine
+from scripts.features.exams import Exam, ExamReader, encode, read_ahead
+from scripts.features.sharing import share
+from scripts.features.store import FeatureStore
+from scripts.keys import ENTRY, ERROR, SOURCE
+from scripts.sequences.dataset import refuse_failures
 
 logger = logging.getLogger("angiography")
 
-
-def entry_key(item: dict[str, Any]) -> str:
-    """SHA-256 (hex) of an exam's bytes and of what its item says of it, whatever its name or place.
-
-    Raises:
-        FileNotFoundError, SequenceError: nothing to read there.
-    """
-    digests = []
-    source = Path(item[IMAGE]) if isinstance(item[IMAGE], str) else item[IMAGE]
-    for path in source_files(source):
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    ordered = digests if isinstance(item[IMAGE], list) else sorted(digests)  # a list can say the order of frames
-    said = {key: item[key] for key in (FRAMES, FRAME_TIMES, MODALITY) if item.get(key) is not None}
-    content = {"files": ordered, **said}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+MAX_READERS = 16  # they share one interpreter: more wait for each other
 
 
 def cache_features(
     items: Sequence[dict[str, Any]],
-    preprocessing: Callable,
+    preprocessing: Compose,
     encoder: nn.Module,
     features_dir: str | Path,
     fingerprint: dict[str, Any],
     device: torch.device | str,
-    chunk_frames: int = 16,
+    settings: dict[str, Any] | None = None,
+    made_with: dict[str, Any] | None = None,
+    batch_frames: str | int = AUTO,
+    num_readers: str | int = AUTO,
+    augmentation: Compose | None = None,
+    augmented_passes: int = 0,
     rank: int = 0,
     world_size: int = 1,
     progress: bool = True,
 ) -> None:
-    """Fill the store with the features of every item, this rank taking every `world_size`-th one.
+    """Fill the store with the features of every item; several processes share the list.
 
-    Entries that are there already are kept, so a run that was stopped goes on where it was. A bad exam is
-    reported at the end and does not stop the others.
+    Entries that are there already are kept, once their bytes have been found whole, so a run that was stopped goes on
+    where it was. A bad exam is reported at the end and does not stop the others.
 
     Args:
         items: datalist items.
         preprocessing: from an item to image (T, 3, H, W).
-        encoder: (N, 3, H, W) -> (N, D), on `device`.
+        encoder: (N, 3, H, W) -> (N, D) or (N, P, D), on `device`.
         features_dir: the store, made if absent.
-        fingerprint: of `make_fingerprint`.
+        fingerprint: of `make_fingerprint`; names the engine, its precision and the seed of the augmentation.
         device: where the encoder runs.
-        chunk_frames: frames a forward pass.
+        settings: the workflow's knobs, kept with the features.
+        made_with: versions, kept with the features.
+        batch_frames: frames a forward pass; `auto` tries a few sizes.
+        num_readers: threads that read ahead; `auto` for two beside a CPU's own work, one a core for a GPU.
+        augmentation: random transforms for the augmented passes.
+        augmented_passes: stored beside the plain features of each exam.
         rank: of this process.
         world_size: number of processes.
-        progress: show progress bars.
+        progress: show a progress bar.
 
     Raises:
-        ValueError: the folder holds a store of another fingerprint.
+        ValueError: the folder holds a store of another fingerprint or a damaged one, or items without an image.
         RunFailedError: the run is complete but some exams could not be used.
     """
-    store = FeatureStore.create(Path(features_dir), fingerprint)
-    mine = list(items[rank::world_size])
-    failures: list[dict[str, str]] = []
-    missing: dict[str, list[dict[str, Any]]] = {}  # items that have one content are encoded once
-    for item in tqdm(mine, desc="checking", unit="exam", mininterval=1, disable=not progress):
-        try:
-            key = entry_key(item)
-        except (OSError, ValueError) as error:
-            failures.append({SOURCE: item[SOURCE], ERROR: relative_message(error, item)})
-            continue
-        if key not in store:
-            missing.setdefault(key, []).append(item)
-    there = len(mine) - len(failures) - sum(map(len, missing.values()))
-    dataset = SequenceDataset([same[0] for same in missing.values()], preprocessing)
-    encoded = encode(dataset, encoder, torch.device(device), PRECISIONS[fingerprint["precision"]], chunk_frames)
-    new, frames, start = 0, 0, time.monotonic()
+    exported = next((item[SOURCE] for item in items if ENTRY in item), None)
+    if exported is not None:
+        raise ValueError(
+            bad_value(exported, ENTRY, "a stored entry", "an image to encode: this list came with a store")
+        )
+    store = FeatureStore.create(Path(features_dir), fingerprint, settings, made_with)
+    engine = Engine(encoder, fingerprint["engine"], fingerprint["precision"], device)
+    seed = (fingerprint["augmentation"] or {}).get("seed", 0)
+    reader = ExamReader(items, preprocessing, store, augmentation, augmented_passes, seed)
+    exams = read_ahead(reader, share(items, rank, world_size), _count_readers(num_readers, engine.device))
+    tally = _Tally()
     with (
         store.writer(rank=rank) as writer,
-        tqdm(total=len(missing), desc="encoding", unit="exam", mininterval=1, disable=not progress) as bar,
+        tqdm(
+            total=-(-len(items) // world_size), desc="caching", unit="exam", mininterval=1, disable=not progress
+        ) as bar,
     ):
-        for (key, same), result in zip(missing.items(), encoded, strict=True):
-            if isinstance(result, StoredSequence):
-                writer.add(key, result)
-                new, frames = new + len(same), frames + len(result.features)
-                bar.set_postfix_str(f"{frames / (time.monotonic() - start):.1f} frames/s", refresh=False)
-            else:
-                failures += [{SOURCE: item[SOURCE], ERROR: result} for item in same]
+        for exam, entries in encode(exams, engine, batch_frames):
+            for key, sequence in entries:
+                writer.add(key, sequence)
+            tally.count(exam, [len(sequence.features) for _, sequence in entries])
+            bar.set_postfix_str(f"{tally.frames / tally.seconds:.1f} frames/s", refresh=False)
             bar.update()
-    logger.info(
-        f"{frames} frames computed in {time.monotonic() - start:.1f} s for {new} new exams; "
-        f"{there} of {len(mine)} were in the store; {len(failures)} failed"
-    )
-    if world_size > 1:
+    tally.report()
+    failures, seconds = tally.failures(), [tally.seconds]
+    if world_size > 1 and torch.distributed.is_initialized():
         gathered: list[Any] = [None] * world_size
-        torch.distributed.all_gather_object(gathered, failures)
-        failures = [failure for part in gathered for failure in part]
-    if rank == 0:
-        store.write_manifest()
+        torch.distributed.all_gather_object(gathered, (failures, seconds[0]))
+        failures = [failure for part, _ in gathered for failure in part]
+        seconds = [taken for _, taken in gathered]
+    if rank == 0 and len(seconds) > 1:
+        logger.info(f"{world_size} processes took {min(seconds):.1f} to {max(seconds):.1f} s")
+    if rank == 0 or len(seconds) < world_size:
         refuse_failures(failures, len(items), "cache_features")
     elif failures:
         raise RunFailedError(f"cache_features: {len(failures)} exams could not be used; rank 0 lists them")
 
 
-def _read_ahead(dataset: SequenceDataset, ahead: int = 2) -> Iterator[dict[str, Any]]:
-    """The items in order, the next ones being decoded in threads while the caller computes.
-
-    MONAI's ThreadDataLoader does this too, but ends silently when reading raises (1.6.1).
-    """
-    with ThreadPoolExecutor(ahead) as pool:
-        pending = deque(pool.submit(dataset.__getitem__, i) for i in range(min(ahead, len(dataset))))
-        for i in range(len(dataset)):
-            item = pending.popleft().result()
-            if i + ahead < len(dataset):
-                pending.append(pool.submit(dataset.__getitem__, i + ahead))
-            yield item
+def _count_readers(wanted: str | int, device: torch.device) -> int:
+    """How many threads read: two keep a CPU busy that also encodes; a GPU waits for as many as there are cores."""
+    if wanted == AUTO:
+        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return 2 if device.type == "cpu" else min(max((os.cpu_count() or 2) // processes, 2), MAX_READERS)
+    if not isinstance(wanted, int) or isinstance(wanted, bool) or not 1 <= wanted <= MAX_READERS:
+        raise ValueError(bad_value("configuration", "num_readers", wanted, f"{AUTO} or 1 to {MAX_READERS}"))
+    return wanted
 
 
-@torch.inference_mode()
-def encode(
-    dataset: SequenceDataset, encoder: nn.Module, device: torch.device, dtype: torch.dtype, chunk_frames: int
-) -> Iterator[StoredSequence | str]:
-    """For each exam its features as they are stored, float16, or the reason why it has none."""
-    encoder.eval()
-    odd = stills = 0
-    for i, item in enumerate(_read_ahead(dataset)):
-        if ERROR in item:
-            yield item[ERROR]
-            continue
-        odd += HEADER in item and bool(item[HEADER].warnings)
-        stills += HEADER in item and len(item[IMAGE]) == 1 < item[HEADER].num_frames
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            chunks = [encoder(chunk.to(device)) for chunk in item[IMAGE].split(chunk_frames)]
-        features = torch.cat(chunks).to("cpu", torch.float16)  # (T, D); half the disk, 3 significant digits
-        if torch.isfinite(features).all():
-            yield StoredSequence(features, item[FRAME_TIMES], item[FRAME_INDICES])
+@dataclass
+class _Tally:
+    """What became of the exams of this process."""
+
+    new: int = 0
+    found: int = 0  # were in the store
+    frames: int = 0  # computed
+    odd: int = 0  # usable, with a warning
+    stills: int = 0  # runs of which one frame was chosen
+    failed: list[Exam] = field(default_factory=list)
+    again: list[Exam] = field(default_factory=list)  # share their content with another exam of this run
+    start: float = field(default_factory=time.monotonic)
+
+    @property
+    def seconds(self) -> float:
+        return max(time.monotonic() - self.start, 1e-9)
+
+    def count(self, exam: Exam, lengths: Sequence[int]) -> None:
+        """Take in an exam and the frames of each entry that came of it."""
+        if exam.error:
+            self.failed.append(exam)
+        elif exam.again:
+            self.again.append(exam)
+        elif not lengths:
+            self.found += 1
         else:
-            source = dataset.data[i][SOURCE]
-            yield bad_value(source, "features", "not finite as float16", "numbers within 65504 of zero")
-    if stills:
-        logger.warning(f"{stills} runs came down to one frame, in which nothing moves; frame_choice does not suit them")
-    if odd:
-        logger.warning(f"{odd} exams are odd but usable; python -m scripts check DATALIST tells what is odd in each")
+            self.new += 1
+            self.frames += sum(lengths)
+            self.odd += exam.num_warnings > 0
+            self.stills += lengths[0] == 1 < exam.num_frames
+
+    def failures(self) -> list[dict[str, str]]:
+        """Source and reason of each exam that could not be used; one fails with the exam whose content it has."""
+        failed = {exam.key: exam for exam in self.failed}
+        copies = [(copy, failed[copy.key]) for copy in self.again if copy.key in failed]
+        return [{SOURCE: exam.item[SOURCE], ERROR: str(exam.error)} for exam in self.failed] + [
+            {SOURCE: copy.item[SOURCE], ERROR: str(exam.error).replace(exam.item[SOURCE], copy.item[SOURCE])}
+            for copy, exam in copies
+        ]
+
+    def report(self) -> None:
+        """Say what was done, and what looked odd, in the log."""
+        failed = len(self.failures())
+        copies = len(self.again) - (failed - len(self.failed))
+        total = self.new + self.found + copies + failed
+        logger.info(
+            f"{self.frames} frames computed in {self.seconds:.1f} s for {self.new + copies} new exams; "
+            f"{self.found} of {total} were in the store; {failed} failed"
+        )
+        if self.stills:
+            logger.warning(
+                f"{self.stills} runs came down to one frame, in which nothing moves; frame_choice does not suit them"
+            )
+        if self.odd:
+            logger.warning(
+                f"{self.odd} exams are odd but usable; python -m scripts check DATALIST tells what is odd in each"
+            )
