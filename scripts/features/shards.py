@@ -1,51 +1,55 @@
-"""Entries <-> one shard file, a safetensors file that is whole or absent.
+"""Entries <-> one shard, a safetensors file of six tensors over its n entries and their F frames.
 
-What enters is checked and copied; what leaves was checked against the header first. A shard appears under its
-name by a rename, after its bytes are on the disk. Files get the mode that the umask gives.
+What enters is checked and copied. What leaves was checked: the header and the index (keys, lengths, digests) of
+a shard when it is opened, an entry against its digest before it is first used. All of an entry is therefore
+the bytes that were written, or is refused.
 """
 
-import fcntl
+import hashlib
 import json
+import math
 import os
 import re
-import struct
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from scripts.errors import bad_value
+from scripts.features.files import write_new
 from scripts.keys import FEATURES, FRAME_INDICES, FRAME_TIMES
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 CACHE_COMMAND = "python -m monai.bundle run --config_file configs/cache_features.yaml"
-MAX_SEQUENCES = 100_000  # in one shard: safetensors reads headers up to 100 MB
+REPAIR_COMMAND = "python -m scripts store prune {}"  # of the store's path, quoted for a shell
+MAX_SEQUENCES = 100_000  # in one shard: what is read at once when it is opened stays below 10 MB
+SHARD_PATTERN = "rank{}-*.safetensors"
 
-# an entry's tensors, "<key>.<name>" in a shard: how many dimensions, and which types by safetensors' names
-_TENSORS = {
-    FEATURES: (2, {"F16": torch.float16, "F32": torch.float32}),
-    FRAME_TIMES: (1, {"F32": torch.float32}),
-    FRAME_INDICES: (1, {"I64": torch.int64}),
+KEYS, DIGESTS, FRAME_COUNTS = "keys", "digests", "lengths"  # the index of a shard, in the order it is digested
+_INDEX = (KEYS, FRAME_COUNTS, DIGESTS)
+_TYPES = {  # of each tensor of a shard, by safetensors' names
+    KEYS: ("U8",),
+    FRAME_COUNTS: ("I64",),
+    DIGESTS: ("U8",),
+    FEATURES: ("F16", "F32"),
+    FRAME_TIMES: ("F32",),
+    FRAME_INDICES: ("I64",),
 }
-_FEATURE_DTYPES = tuple(_TENSORS[FEATURES][1].values())
-_KEY = re.compile(r"[0-9a-f]{64}")
+_NUMPY = {"U8": "u1", "I64": "<i8", "F16": "<f2", "F32": "<f4"}
+_MAX_HEADER = 4096  # bytes; ours have some 700, whatever the shard holds
 _SHARD = re.compile(r"rank(\d+)-(\d+)\.safetensors")
-# an index's record: shard, T, D, type code, where features, times and indices begin; 37 bytes a sequence
-RECORD = struct.Struct("<IIIBQQQ")
 
 
-@dataclass(frozen=True)
-class StoredSequence:
+class StoredSequence(NamedTuple):
     """Features of one sequence with the times and positions of their frames."""
 
-    features: Tensor  # (T, D) float16 or float32, finite
+    features: Tensor  # (T, D), or (T, P, D) of P patch tokens; float16 or float32, finite
     frame_times_ms: Tensor  # (T,) float32, NaN = unknown
     frame_indices: Tensor  # (T,) int64, 0-based in the source
 
@@ -64,38 +68,93 @@ class Shard(NamedTuple):
         return int(rank), int(number)
 
 
+Places = dict[str, tuple[int, str, tuple[int, ...]]]  # of a shard's tensors: first byte, NumPy type, shape
+
+
+class ShardIndex(NamedTuple):
+    """What opening a shard reads of it, all of it checked."""
+
+    keys: np.ndarray  # (n,) S32
+    lengths: np.ndarray  # (n,) int64, frames of each entry, at least 1
+    places: Places
+
+
+class MappedShard(NamedTuple):
+    """A shard's arrays, read when they are used; what is written into them is this process's own."""
+
+    features: np.ndarray  # (F, D) or (F, P, D)
+    frame_times_ms: np.ndarray  # (F,)
+    frame_indices: np.ndarray  # (F,)
+    keys: np.ndarray  # (n, 32) uint8
+    digests: np.ndarray  # (n, 32) uint8
+
+    def fault(self, number: int, frames: slice) -> str:
+        """What is wrong with an entry, by its number and frames in the shard; empty if it is what was written."""
+        key, features = self.keys[number].tobytes(), self.features[frames]
+        digest = _digest(key, features, self.frame_times_ms[frames], self.frame_indices[frames])
+        if digest != self.digests[number].tobytes():
+            return f"entry {key.hex()} is not what was written"
+        return "" if np.isfinite(features).all() else f"entry {key.hex()} has {FEATURES} that are not finite"
+
+
 def key_bytes(key: str) -> bytes:
     """The 32 bytes of an entry's key, refused if it is no SHA-256 in hex."""
-    if not _KEY.fullmatch(key):
+    try:
+        raw = bytes.fromhex(key)
+    except (ValueError, TypeError):
+        raw = b""
+    if len(raw) != 32 or raw.hex() != key:
         raise ValueError(bad_value("entry", "key", key, "64 lower-case hex digits, a SHA-256"))
-    return bytes.fromhex(key)
+    return raw
 
 
-def checked(key: str, sequence: StoredSequence) -> dict[str, Tensor]:
-    """An entry's tensors by name, copied: a view would keep the whole encoder batch it came from."""
-    tensors = {name: getattr(sequence, name).detach().cpu() for name in _TENSORS}
-    n_frames = max(len(tensors[FEATURES]) if tensors[FEATURES].ndim else 0, 1)
-    for name, tensor in tensors.items():
-        n_dims, dtypes = _TENSORS[name]
-        fits = tensor.ndim == n_dims and len(tensor) == n_frames and tensor.numel() > 0
-        if not fits or tensor.dtype not in dtypes.values():
-            shape = f"({n_frames}, D)" if n_dims == 2 else f"({n_frames},)"
-            allowed = f"{shape} of {' or '.join(str(dtype) for dtype in dtypes.values())}"
+def entry_digest(key: str, sequence: StoredSequence) -> str:
+    """SHA-256, in hex, of an entry: its key, the form of its features, and every byte of its tensors."""
+    arrays = (np.ascontiguousarray(tensor.detach().cpu().numpy()) for tensor in sequence)
+    return _digest(key_bytes(key), *arrays).hex()
+
+
+def _digest(key: bytes, features: np.ndarray, *others: np.ndarray) -> bytes:
+    hashed = hashlib.sha256(key + f"{features.dtype} {features.shape[1:]}\n".encode())
+    for array in (features, *others):
+        hashed.update(array.data)
+    return hashed.digest()
+
+
+def checked(key: str, sequence: StoredSequence) -> StoredSequence:
+    """The sequence, copied: a view would keep the whole encoder batch it came from.
+
+    Raises:
+        ValueError: a shape, a type or a number that no store holds.
+    """
+    own = StoredSequence(*(tensor.detach().cpu() for tensor in sequence))
+    n_frames = max(len(own.features) if own.features.ndim else 0, 1)
+    for name, tensor, dims, dtypes in (
+        (FEATURES, own.features, (2, 3), (torch.float16, torch.float32)),
+        (FRAME_TIMES, own.frame_times_ms, (1,), (torch.float32,)),
+        (FRAME_INDICES, own.frame_indices, (1,), (torch.int64,)),
+    ):
+        fits = tensor.ndim in dims and len(tensor) == n_frames and tensor.numel() > 0
+        if not fits or tensor.dtype not in dtypes:
+            shape = f"({n_frames},)" if dims == (1,) else f"({n_frames}, D) or ({n_frames}, P, D)"
+            allowed = f"{shape} of {' or '.join(str(dtype) for dtype in dtypes)}"
             raise ValueError(bad_value(f"entry {key}", name, (tuple(tensor.shape), tensor.dtype), allowed))
-    n_bad = int((~torch.isfinite(tensors[FEATURES])).sum())
+    n_bad = int((~torch.isfinite(own.features)).sum())
     if n_bad:
         way_out = "Above 65,504 float16 overflows: store float32 then."
         raise ValueError(bad_value(f"entry {key}", f"count of non-finite {FEATURES}", n_bad, "0", way_out))
-    return {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    return StoredSequence(*(tensor.contiguous().clone() for tensor in own))
 
 
-def _damaged(path: Path, reason: object) -> ValueError:
-    way_out = f"Delete this file, which loses only its own entries, and run: {CACHE_COMMAND}"
+def damaged(path: Path, reason: object) -> ValueError:
+    """The refusal of a shard, with the command that drops what is damaged of its store."""
+    repair = REPAIR_COMMAND.format(shlex.quote(str(path.parent)))
+    way_out = f"Drop what is damaged with: {repair}; then compute it again with: {CACHE_COMMAND}"
     return ValueError(f"{path}: damaged shard: {reason}. {way_out}")
 
 
-def read_header(path: Path, digest: str) -> Iterator[tuple[bytes, tuple[int, ...]]]:
-    """Each entry's key and the fields of its `RECORD` after the first; no tensor is read.
+def read_index(path: Path, digest: str) -> ShardIndex:
+    """The keys and lengths of a shard's entries and where its arrays lie; no feature is read.
 
     Args:
         path: of the shard.
@@ -105,58 +164,92 @@ def read_header(path: Path, digest: str) -> Iterator[tuple[bytes, tuple[int, ...
         ValueError: the shard is damaged or belongs to another store.
     """
     try:
-        with safe_open(path, "pt") as shard:  # refuses headers that are too long, overlap or leave gaps
+        header, begin = _read_header(path)
+        with safe_open(path, "np") as shard:  # refuses tensors that overlap, leave gaps or pass the file's end
             metadata = shard.metadata() or {}
-        with path.open("rb") as file:
-            n_header = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(n_header))
-    except (SafetensorError, ValueError) as error:
-        raise _damaged(path, error) from None
-    found = metadata.get("format_version"), metadata.get("fingerprint_digest")
-    if found != (FORMAT_VERSION, digest):
-        allowed = f"({FORMAT_VERSION!r}, {digest!r}) like its store"
-        way_out = f"It belongs to another store: remove this file and run: {CACHE_COMMAND}"
-        raise ValueError(bad_value(path, "format version and fingerprint digest", found, allowed, way_out))
-    header.pop("__metadata__")
-    for key in dict.fromkeys(name.partition(".")[0] for name in header):
-        tensors = [header.pop(f"{key}.{name}", None) for name in _TENSORS]
-        if not _KEY.fullmatch(key) or None in tensors:
-            raise _damaged(path, f"{key[:80]!r} names no whole entry")
-        shapes = [tensor["shape"] for tensor in tensors]
-        types = [tensor["dtype"] for tensor in tensors]
-        n_frames, width = (*shapes[0], 0, 0)[:2]
-        allowed_types = all(t in dtypes for t, (_, dtypes) in zip(types, _TENSORS.values(), strict=True))
-        if shapes != [[n_frames, width], [n_frames], [n_frames]] or not n_frames * width or not allowed_types:
-            raise _damaged(path, f"entry {key} has shapes {shapes} and types {types}")
-        offsets = (8 + n_header + tensor["data_offsets"][0] for tensor in tensors)
-        code = _FEATURE_DTYPES.index(_TENSORS[FEATURES][1][types[0]])
-        yield bytes.fromhex(key), (n_frames, width, code, *offsets)
-    if header:
-        raise _damaged(path, f"{next(iter(header))[:80]!r} belongs to no entry")
+            found = metadata.get("format_version"), metadata.get("fingerprint_digest")
+            if found != (FORMAT_VERSION, digest):
+                raise _foreign(path, found, digest)
+            places = _places(header, begin)
+            index = [shard.get_tensor(name) for name in _INDEX]
+    except (SafetensorError, _FaultError) as error:
+        raise damaged(path, error) from None
+    if hashlib.sha256(b"".join(array.tobytes() for array in index)).hexdigest() != metadata.get("index_digest"):
+        raise damaged(path, "its index is not what was written")
+    keys, lengths = index[0].view("S32").ravel(), index[1]
+    n_frames = places[FEATURES][2][0]
+    ends = np.cumsum(lengths)  # below 0 where the sum leaves int64: no length is above a number of frames in memory
+    if lengths.min() < 1 or lengths.max() > n_frames or ends.min() < 1 or ends[-1] != n_frames:
+        raise damaged(path, f"the lengths of its entries are not those of its {n_frames} frames")
+    return ShardIndex(keys, lengths, places)
 
 
-def map_shard(path: Path, n_bytes: int) -> memoryview:
-    """The bytes of a shard, mapped and read when they are used."""
-    if path.stat().st_size != n_bytes:  # reading past a shortened file's end would kill the process
-        raise _damaged(path, "its size changed since it was opened")
-    # torch's mapping keeps no descriptor open, Python's does and 1,024 is a common limit of those
-    return torch.from_file(str(path), shared=False, size=n_bytes, dtype=torch.uint8).numpy().data
+class _FaultError(ValueError):
+    """What is wrong with a header."""
 
 
-def read_sequence(
-    mapped: memoryview, n_frames: int, width: int, code: int, at_features: int, at_times: int, at_indices: int
-) -> StoredSequence:
-    """The entry at these offsets of a mapped shard, in memory of its own."""
+def _foreign(path: Path, found: object, digest: str) -> ValueError:
+    allowed = f"({FORMAT_VERSION!r}, {digest!r}) like its store"
+    repair = REPAIR_COMMAND.format(shlex.quote(str(path.parent)))
+    way_out = f"It belongs to another store or is damaged: move it away, or drop it with: {repair}"
+    return ValueError(bad_value(path, "format version and fingerprint digest", found, allowed, way_out))
 
-    # Copies, not views of the mapping: what a caller changes in place must not show at the next read.
-    def copied(begin: int, count: int, dtype: torch.dtype) -> Tensor:
-        return torch.frombuffer(bytearray(mapped[begin : begin + count * dtype.itemsize]), dtype=dtype)
 
-    return StoredSequence(
-        copied(at_features, n_frames * width, _FEATURE_DTYPES[code]).view(n_frames, width),
-        copied(at_times, n_frames, torch.float32),
-        copied(at_indices, n_frames, torch.int64),
-    )
+def _read_header(path: Path) -> tuple[dict, int]:
+    """A shard's header, and the position of its first tensor."""
+    with path.open("rb") as file:
+        n_bytes = int.from_bytes(file.read(8), "little")
+        if n_bytes > _MAX_HEADER:
+            raise _FaultError(f"a header of {n_bytes} bytes, at most {_MAX_HEADER} are written")
+        content = file.read(n_bytes)
+    try:
+        header = json.loads(content)
+    except (ValueError, RecursionError):
+        raise _FaultError("its header is no JSON") from None
+    # One spelling is allowed: of a name that stands there twice, JSON's readers each choose one.
+    if not isinstance(header, dict) or json.dumps(header, separators=(",", ":")).encode().ljust(n_bytes) != content:
+        raise _FaultError("its header is not as safetensors writes it")
+    return header, 8 + n_bytes
+
+
+def _places(header: dict, begin: int) -> Places:
+    """Where each tensor of a header that safetensors accepted lies, its type and its shape."""
+    header.pop("__metadata__", None)
+    if header.keys() != _TYPES.keys():
+        raise _FaultError(f"its tensors are {', '.join(sorted(header))[:200]!r}, not {', '.join(sorted(_TYPES))!r}")
+    for name, tensor in header.items():
+        if tensor["dtype"] not in _TYPES[name]:
+            raise _FaultError(f"{name} are {tensor['dtype']}, not {' or '.join(_TYPES[name])}")
+    shapes = {name: tensor["shape"] for name, tensor in header.items()}
+    n, n_frames = (*shapes[KEYS], 0)[0], (*shapes[FEATURES], 0)[0]
+    right = {KEYS: [n, 32], DIGESTS: [n, 32], FRAME_COUNTS: [n], FRAME_TIMES: [n_frames], FRAME_INDICES: [n_frames]}
+    if {**shapes, **right} != shapes or len(shapes[FEATURES]) not in (2, 3) or math.prod([n, *shapes[FEATURES]]) < 1:
+        raise _FaultError(f"its tensors have the shapes {shapes}")
+    return {
+        name: (begin + tensor["data_offsets"][0], _NUMPY[tensor["dtype"]], tuple(tensor["shape"]))
+        for name, tensor in header.items()
+    }
+
+
+def map_shard(folder: Path, shard: Shard, places: Places, in_memory: bool = False) -> MappedShard:
+    """The arrays of a shard: mapped, or with `in_memory` read."""
+    path = folder / shard.name
+    try:
+        status = path.stat()
+        if (status.st_size, status.st_mtime_ns) != shard[1:]:  # past a shortened file's end a read kills the process
+            raise damaged(path, "it changed since it was opened")
+        if in_memory:
+            content = np.fromfile(path, np.uint8, shard.n_bytes)
+        else:
+            # torch's mapping keeps no descriptor open, Python's does and 1,024 is a common limit of those
+            content = torch.from_file(str(path), shared=False, size=shard.n_bytes, dtype=torch.uint8).numpy()
+    except FileNotFoundError:
+        raise damaged(path, "it is gone since it was opened") from None
+    arrays = {
+        name: content[at : at + math.prod(shape) * np.dtype(dtype).itemsize].view(dtype).reshape(shape)
+        for name, (at, dtype, shape) in places.items()
+    }
+    return MappedShard(arrays[FEATURES], arrays[FRAME_TIMES], arrays[FRAME_INDICES], arrays[KEYS], arrays[DIGESTS])
 
 
 def list_shards(folder: Path) -> list[Shard]:
@@ -164,108 +257,37 @@ def list_shards(folder: Path) -> list[Shard]:
     found = []
     with os.scandir(folder) as listing:
         for item in listing:
-            if _SHARD.fullmatch(item.name):
+            if _SHARD.fullmatch(item.name) and item.is_file():
                 status = item.stat()
                 found.append(Shard(item.name, status.st_size, status.st_mtime_ns))
     return sorted(found, key=lambda shard: shard.order)
 
 
-def publish(folder: Path, rank: int, number: int, entries: Mapping[str, Mapping[str, Tensor]], digest: str) -> Shard:
-    """Write entries (of `checked`, by key) as one shard under its rank's first free number from `number` on.
+def publish(folder: Path, rank: int, number: int, entries: Mapping[str, StoredSequence], digest: str) -> Shard:
+    """Write entries (of `checked`, by key, of one form) as one shard under its rank's first free number from `number`.
 
     Raises:
         OSError: it could not be written; the message names the path, and no part of the shard is left.
     """
-    tensors = {f"{key}.{name}": t for key, entry in entries.items() for name, t in entry.items()}
-    content = save(tensors, {"format_version": FORMAT_VERSION, "fingerprint_digest": digest})
-    while True:
-        target = folder / f"rank{rank}-{number}.safetensors"
-        with _named_in_errors(target):
-            if _write_shard(target, content):
-                status = target.stat()
-                return Shard(target.name, status.st_size, status.st_mtime_ns)
+    features, times, indices = (torch.cat(tensors) for tensors in zip(*entries.values(), strict=True))
+    keys = b"".join(map(key_bytes, entries))
+    digests = b"".join(bytes.fromhex(entry_digest(key, sequence)) for key, sequence in entries.items())
+    lengths = np.array([len(sequence.features) for sequence in entries.values()], np.int64)
+    metadata = {
+        "format_version": FORMAT_VERSION,
+        "fingerprint_digest": digest,
+        "index_digest": hashlib.sha256(keys + lengths.tobytes() + digests).hexdigest(),
+    }
+    tensors = {
+        KEYS: torch.frombuffer(bytearray(keys), dtype=torch.uint8).view(-1, 32),
+        DIGESTS: torch.frombuffer(bytearray(digests), dtype=torch.uint8).view(-1, 32),
+        FRAME_COUNTS: torch.from_numpy(lengths),
+        FEATURES: features,
+        FRAME_TIMES: times,
+        FRAME_INDICES: indices,
+    }
+    content = save(tensors, metadata)
+    while not write_new(target := folder / f"rank{rank}-{number}.safetensors", content):
         number += 1
-
-
-def _write_shard(target: Path, content: bytes) -> bool:
-    """Whether the shard was written; it is not where another process has that name, or is about to."""
-    temporary = target.with_name(f"{target.name}.tmp")
-    try:
-        file = temporary.open("xb")  # who creates the temporary file, and still holds it, owns the name
-    except FileExistsError:
-        return False
-    with file:
-        with suppress(OSError):  # the lock tells a living owner from a killed one, where there are locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if not _is_named(file, temporary):  # taken for a leftover before it was locked
-            return False
-        try:
-            if target.exists():
-                return False
-            _write_through(file, content)
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
-    return True
-
-
-def remove_leftovers(folder: Path, rank: int) -> None:
-    """Delete the temporary files of a rank's killed runs; one that a process is writing stays."""
-    for temporary in folder.glob(f"rank{rank}-*.safetensors.tmp"):
-        # gone meanwhile, or another person's: then its name is passed over like that of a living process
-        with suppress(FileNotFoundError, PermissionError), temporary.open("r+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue
-            if _is_named(file, temporary):
-                temporary.unlink()
-
-
-def _is_named(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def write_whole(target: Path, content: bytes, keep_existing: bool = False) -> None:
-    """Write a file that is at no moment half there; with `keep_existing` the first process's stays."""
-    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex}.tmp")
-    with _named_in_errors(target):
-        try:
-            with temporary.open("xb") as file:
-                _write_through(file, content)
-            if keep_existing:
-                with suppress(OSError):  # it exists, or this file system has no hard links
-                    os.link(temporary, target)  # unlike a rename, fails where the target exists
-            if not keep_existing or not target.exists():
-                temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
-
-
-@contextmanager
-def _named_in_errors(target: Path) -> Iterator[None]:
-    """Put the path into what the system says; of a full disk it says none."""
-    try:
-        yield
-    except OSError as error:
-        reason = f"{error.strerror}: not written, what was there before is whole"
-        raise OSError(error.errno, reason, str(target)) from error
-
-
-def _write_through(file: BinaryIO, content: bytes) -> None:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut, where the file system can."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    with suppress(OSError):  # some network file systems refuse to sync a folder; the rename is done
-        os.fsync(descriptor)
-    os.close(descriptor)
+    status = target.stat()
+    return Shard(target.name, status.st_size, status.st_mtime_ns)

@@ -1,68 +1,85 @@
 """Frame features on disk: what one encoder run leaves and every training epoch reads.
 
 A store is a folder. `fingerprint.json` says what its features were made with; a store of another fingerprint
-is refused. Beside it in that file stand the `settings` of the workflow that made the store, which training and
-inference follow and which nothing is compared with. `rank{r}-{n}.safetensors` are the shards, which alone are
-the truth: each appears whole or not at all, and opening a store reads their headers. `manifest.json` lists the
-entries for people and tools; it is derived and never read here. An entry's key is the digest of the source
-bytes and the frame choice, so a store holds no path, name or label.
+is refused. `rank{r}-{n}.safetensors` are the shards, which alone are the truth: each appears whole or not at
+all, and opening a store reads their indexes. An entry's key is the digest of the source bytes and the frame
+choice, so a store holds no path, name or label.
 """
 
-import hashlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch import Tensor
+import numpy as np
+import torch
 
 from scripts.errors import bad_value
+from scripts.features.index import EntryIndex
+from scripts.features.origin import FINGERPRINT_FILE, Origin, canonical, differences, read_origin, write_origin
 from scripts.features.shards import (
     CACHE_COMMAND,
-    FORMAT_VERSION,
-    MAX_SEQUENCES,
-    RECORD,
+    MappedShard,
+    Places,
     Shard,
     StoredSequence,
-    checked,
+    damaged,
     key_bytes,
     list_shards,
     map_shard,
-    publish,
-    read_header,
-    read_sequence,
-    remove_leftovers,
-    write_whole,
+    read_index,
 )
+from scripts.features.writer import StoreWriter
 
-FINGERPRINT_FILE = "fingerprint.json"
-MANIFEST_FILE = "manifest.json"
-SETTINGS = "settings"  # the field of the file that is no part of the fingerprint
 # Linux allows 65,530 mappings a process; past this many the shard mapped first is let go.
 _MAX_MAPPED_SHARDS = 16_384
 
 
-class FeatureStore:
-    """A folder of features that all have one fingerprint; made by `create` or `open`."""
+class InspectedShard(NamedTuple):
+    """What became of a shard's entries."""
 
-    def __init__(self, path: Path, fingerprint: dict):
+    shard: Shard
+    error: str | None  # why none of its entries can be had
+    keys: list[str]  # of its entries, also those that are in another shard
+    faults: list[str]  # of each entry, what is wrong with it; empty if nothing is
+
+
+class FeatureStore:
+    """A folder of features that all have one fingerprint; made by `create` or `open`.
+
+    A row is the number of an entry in the order in which shards were found. It stays what it is until `refresh`
+    finds that a shard was removed.
+    """
+
+    def __init__(self, path: Path, origin: Origin, in_memory: bool = False):
         self.path = path
-        self.fingerprint = fingerprint
-        self._shards: list[Shard] = []
-        self._index: dict[bytes, bytes] = {}  # 32-byte key -> RECORD
-        self._mapped: dict[int, memoryview] = {}
+        self.fingerprint, self._settings = origin.fingerprint, origin.settings
+        self.made_with = origin.made_with
+        self.digest = origin.digest()
+        self.in_memory = in_memory  # whether shards were read whole
+        self._forget()
         self.refresh()
 
     def __reduce__(self) -> tuple:
-        return FeatureStore.open, (self.path, self.fingerprint)  # mappings stay in their process
+        return FeatureStore.open, (self.path, self.fingerprint, self.in_memory)  # mappings stay in their process
 
     @classmethod
-    def create(cls, path: Path, fingerprint: dict) -> "FeatureStore":
-        """The store at `path`, made there if the folder is missing or empty.
+    def create(
+        cls,
+        path: Path,
+        fingerprint: dict[str, Any],
+        settings: dict[str, Any] | None = None,
+        made_with: dict[str, Any] | None = None,
+    ) -> "FeatureStore":
+        """The store at `path`, made there if the folder is missing or empty, or lost its fingerprint.json.
 
         Args:
             path: the store's folder.
-            fingerprint: what the features are made with; nested, JSON-able.
+            fingerprint: what decides the features' values; nested, JSON-able.
+            settings: the same in the names of the workflow's knobs, for training and inference; not compared.
+            made_with: versions that decide no value; not compared.
 
         Raises:
             ValueError: the folder holds something else, or a store of another fingerprint.
@@ -71,7 +88,10 @@ class FeatureStore:
         path.mkdir(parents=True, exist_ok=True)
         target = path / FINGERPRINT_FILE
         if not target.exists():
-            foreign = [p.name for p in path.iterdir() if not p.name.startswith(FINGERPRINT_FILE)]
+            origin = Origin(fingerprint, settings, made_with or {})
+            shards = list_shards(path)
+            own = {shard.name for shard in shards} | {f"{shard.name}.tmp" for shard in shards}
+            foreign = [p.name for p in path.iterdir() if not p.name.startswith(FINGERPRINT_FILE) and p.name not in own]
             if foreign and not target.exists():  # looked at again: another rank may just have made it
                 message = bad_value(
                     path,
@@ -81,44 +101,56 @@ class FeatureStore:
                     "Name another features_dir.",
                 )
                 raise ValueError(message)
-            content = json.loads(_canonical(fingerprint))
-            text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-            write_whole(target, text.encode(), keep_existing=True)
+            for shard in shards:
+                read_index(path / shard.name, origin.digest())
+            write_origin(path, origin)
         return cls.open(path, fingerprint)
 
     @classmethod
-    def open(cls, path: Path, fingerprint: dict | None = None) -> "FeatureStore":
+    def open(cls, path: Path, fingerprint: dict[str, Any] | None = None, in_memory: bool = False) -> "FeatureStore":
         """The store at `path`, checked against `fingerprint` where one is given.
+
+        Args:
+            path: the store's folder.
+            fingerprint: that it must have.
+            in_memory: read every shard now instead of mapping it.
 
         Raises:
             FileNotFoundError: there is no store.
-            ValueError: its fingerprint differs, or a shard is damaged or belongs to another store.
+            ValueError: its fingerprint differs, a shard is damaged or belongs to another store, or the shards are
+                larger than the memory that is free.
         """
         path = Path(path)
-        target = path / FINGERPRINT_FILE
-        if not target.exists():
-            raise FileNotFoundError(f"{path}: no feature store here. Make it first: {CACHE_COMMAND}")
-        try:
-            stored = json.loads(target.read_bytes())
-            if not isinstance(stored, dict):
-                raise ValueError("not a JSON object")
-        except ValueError as error:
-            raise ValueError(
-                f"{target}: cannot be read ({error}). Delete the folder {path} and run: {CACHE_COMMAND}"
-            ) from None
+        origin = read_origin(path)
         if fingerprint is not None:
-            differences = _differences(_compared(stored), json.loads(_canonical(_compared(fingerprint))))
-            if differences:
+            found = differences(origin.fingerprint, json.loads(canonical(fingerprint)))
+            if found:
                 raise ValueError(
-                    f"{path}: this store was made with other settings: {'; '.join(differences)}. "
+                    f"{path}: this store was made with other settings: {'; '.join(found)}. "
                     f"Name another features_dir, or delete this folder and run: {CACHE_COMMAND}"
                 )
-        return cls(path, stored)
+        return cls(path, origin, in_memory)
 
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the fingerprint as canonical JSON, 64 hex digits."""
-        return hashlib.sha256(_canonical(_compared(self.fingerprint))).hexdigest()
+    @staticmethod
+    def inspect(path: Path) -> Iterator[InspectedShard]:
+        """Every shard of the store at `path` with what its entries are worth, all bytes read; damage stops nothing.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no store, or its fingerprint.json is damaged.
+        """
+        path = Path(path)
+        digest = read_origin(path).digest()
+        for shard in list_shards(path):
+            try:
+                index = read_index(path / shard.name, digest)
+                mapped = map_shard(path, shard, index.places)
+            except (ValueError, OSError) as error:
+                yield InspectedShard(shard, str(error), [], [])
+                continue
+            ends = np.cumsum(index.lengths).tolist()
+            spans = map(slice, [0, *ends], ends)
+            faults = [mapped.fault(number, frames) for number, frames in enumerate(spans)]
+            yield InspectedShard(shard, None, [key.tobytes().hex() for key in mapped.keys], faults)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -127,158 +159,135 @@ class FeatureStore:
         Raises:
             ValueError: the store was made without them.
         """
-        if not isinstance(self.fingerprint.get(SETTINGS), dict):
-            allowed = "the knobs the features were made with"
-            raise ValueError(
-                bad_value(self.path / FINGERPRINT_FILE, SETTINGS, "absent", allowed, f"Run: {CACHE_COMMAND}")
-            )
-        return self.fingerprint[SETTINGS]
+        if self._settings is None:
+            item, allowed = self.path / FINGERPRINT_FILE, "the knobs the features were made with"
+            raise ValueError(bad_value(item, "settings", "absent", allowed, f"Run: {CACHE_COMMAND}"))
+        return self._settings
 
     def __contains__(self, key: str) -> bool:
-        return key_bytes(key) in self._index
+        return self._index.row(key_bytes(key)) >= 0
 
     def __len__(self) -> int:
         return len(self._index)
 
     def keys(self) -> Iterator[str]:
         """The entries' keys, oldest shard of the lowest rank first."""
-        return (key.hex() for key in self._index)
+        return self._index.keys()
+
+    def find(self, keys: Sequence[str]) -> np.ndarray:
+        """The row of each key, (n,) int64; -1 where the store has no such entry."""
+        return self._index.find(keys)
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """The frames T of each row's entry, (n,) int64; IndexError where there is no such row."""
+        return self._index.lengths(rows)
 
     def read(self, key: str) -> StoredSequence:
         """The entry of `key`, in memory of its own: features (T, D), times (T,), indices (T,).
 
         Raises:
             KeyError: the store has no such entry.
+            ValueError: the entry is damaged.
         """
-        record = self._index.get(key_bytes(key))
-        if record is None:
-            raise KeyError(f"{self.path}: has no entry {key}. Make it with: {CACHE_COMMAND}")
-        number, *entry = RECORD.unpack(record)
-        mapped = self._mapped.get(number) or self._map(number)
-        return read_sequence(mapped, *entry)
+        # Copies, not views of the mapping: what a caller changes in place must not show at the next read.
+        features, times, indices = self._arrays(self._row(key))
+        from_numpy = torch.from_numpy
+        return StoredSequence(from_numpy(features.copy()), from_numpy(times.copy()), from_numpy(indices.copy()))
 
-    def writer(self, rank: int = 0, shard_bytes: int = 64 * 2**20, shard_sequences: int = 64) -> "StoreWriter":
-        """A writer whose shards are closed at `shard_bytes` or `shard_sequences`, whichever comes first."""
-        return StoreWriter(self, rank, shard_bytes, shard_sequences)
+    def view(self, row: int) -> StoredSequence:
+        """The entry of a row as `read` gives it, without a copy: for callers that change nothing in place.
+
+        What they would change shows at this process's later reads of the entry, never in the store.
+
+        Raises:
+            IndexError: no such row.
+            ValueError: the entry is damaged.
+        """
+        features, times, indices = self._arrays(row)
+        return StoredSequence(torch.from_numpy(features), torch.from_numpy(times), torch.from_numpy(indices))
+
+    def check(self, key: str) -> None:
+        """Compare an entry with its digest now, whether or not that was done before.
+
+        Raises:
+            KeyError: the store has no such entry.
+            ValueError: the entry is damaged; the message names the shard and the command that repairs the store.
+        """
+        row = self._row(key)
+        self._verified[row] = False
+        self._arrays(row)
+
+    def writer(self, rank: int = 0, shard_bytes: int = 64 * 2**20, shard_seconds: float = 60.0) -> "StoreWriter":
+        """A writer whose shards are closed at `shard_bytes` or `shard_seconds`, whichever comes first."""
+        return StoreWriter(self.path, self.digest, self.__contains__, self._take_in, rank, shard_bytes, shard_seconds)
 
     def refresh(self) -> None:
         """Take in shards that other processes wrote, and forget those they removed."""
-        found = list_shards(self.path)
-        if not set(self._shards) <= set(found):  # one is gone or was replaced: its entries may be too
-            self._shards, self._index, self._mapped = [], {}, {}
-        known = set(self._shards)
-        for shard in found:
-            if shard not in known:
-                self._take_in(shard)
+        found, known = list_shards(self.path), set(self._shards)
+        if known <= set(found):
+            self._take_in(found)
+        else:  # one was removed or replaced: its entries may be too
+            self._take_in(found, alone=True)
 
-    def write_manifest(self) -> None:
-        """Write `manifest.json` anew from the shards; the job of rank 0 at the end of a run."""
-        self.refresh()
-        keys: list[list[str]] = [[] for _ in self._shards]
-        for key, record in self._index.items():
-            keys[RECORD.unpack(record)[0]].append(key.hex())
-        shards = sorted(zip(self._shards, keys, strict=True), key=lambda pair: pair[0].order)
-        manifest = {
-            "format_version": FORMAT_VERSION,
-            "fingerprint_digest": self.digest,
-            "sequences": len(self),
-            "shards": [{"name": s.name, "bytes": s.n_bytes, "entries": sorted(k)} for s, k in shards],
-        }
-        write_whole(self.path / MANIFEST_FILE, (json.dumps(manifest, indent=1) + "\n").encode())
+    def _take_in(self, shards: Sequence[Shard], alone: bool = False) -> None:
+        """Add the entries of shards, all or none, or have them `alone`; a key that is there already stays as it is."""
+        known = set() if alone else set(self._shards)
+        shards = [shard for shard in shards if shard not in known]
+        if self.in_memory:
+            _refuse_above_memory(self.path, sum(shard.n_bytes for shard in shards))
+        indexes = [read_index(self.path / shard.name, self.digest) for shard in shards]
+        if alone:
+            self._forget()
+        self._index.add(indexes)
+        self._verified += bytes(self._index.n_rows - len(self._verified))
+        self._shards += shards
+        self._places += [index.places for index in indexes]
+        if self.in_memory:
+            for number in range(len(self._mapped), len(self._shards)):
+                self._map(number)
 
-    def _take_in(self, shard: Shard) -> None:
-        """Add a shard's entries to the index; a key that is there already stays as it is."""
-        entries = list(read_header(self.path / shard.name, self.digest))  # all of a shard or nothing
-        number = len(self._shards)
-        self._shards.append(shard)
-        for key, fields in entries:
-            self._index.setdefault(key, RECORD.pack(number, *fields))
+    def _forget(self) -> None:
+        self._index = EntryIndex()
+        self._verified = bytearray()  # of each row, whether its digest was compared in this process
+        self._shards: list[Shard] = []
+        self._places: list[Places] = []
+        self._mapped: dict[int, MappedShard] = {}
 
-    def _map(self, number: int) -> memoryview:
-        shard = self._shards[number]
-        mapped = map_shard(self.path / shard.name, shard.n_bytes)
-        if len(self._mapped) >= _MAX_MAPPED_SHARDS:
+    def _row(self, key: str) -> int:
+        row = self._index.row(key_bytes(key))
+        if row < 0:
+            raise KeyError(f"{self.path}: has no entry {key}. Make it with: {CACHE_COMMAND}")
+        return row
+
+    def _arrays(self, row: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The features, times and indices of a row's entry, which are what was written."""
+        number, entry, frames = self._index.place(row)
+        mapped = self._mapped.get(number) or self._map(number)
+        if not self._verified[row]:
+            fault = mapped.fault(entry, frames)
+            if fault:
+                raise damaged(self.path / self._shards[number].name, fault)
+            self._verified[row] = True
+        return mapped.features[frames], mapped.frame_times_ms[frames], mapped.frame_indices[frames]
+
+    def _map(self, number: int) -> MappedShard:
+        mapped = map_shard(self.path, self._shards[number], self._places[number], self.in_memory)
+        if len(self._mapped) >= _MAX_MAPPED_SHARDS and not self.in_memory:
             self._mapped.pop(next(iter(self._mapped)))
         self._mapped[number] = mapped
         return mapped
 
 
-class StoreWriter:
-    """Collects entries and writes them as whole shards; a context manager.
-
-    Entries are kept on leaving the block, also when an exception ends it. A process that is killed loses at
-    most the entries since its last shard.
-    """
-
-    def __init__(self, store: FeatureStore, rank: int, shard_bytes: int, shard_sequences: int):
-        for name, value, least, most in (
-            ("rank", rank, 0, 2**31),
-            ("shard_bytes", shard_bytes, 1, 2**40),
-            ("shard_sequences", shard_sequences, 1, MAX_SEQUENCES),
-        ):
-            if not least <= value <= most:
-                raise ValueError(bad_value(store.path, name, value, f"{least} to {most}"))
-        self.store = store
-        self.rank = rank
-        self.shard_bytes = shard_bytes
-        self.shard_sequences = shard_sequences
-        self._pending: dict[str, dict[str, Tensor]] = {}
-        self._pending_bytes = 0
-        numbers = [number for of, number in (shard.order for shard in store._shards) if of == rank]
-        self._number = max(numbers, default=-1) + 1  # where the search for a free one begins
-        self._closed = False
-        remove_leftovers(store.path, rank)
-
-    def __enter__(self) -> "StoreWriter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def add(self, key: str, sequence: StoredSequence) -> None:
-        """Keep a sequence, features (T, D), under `key`; what is stored under it already stays."""
-        if self._closed:
-            raise ValueError(f"{self.store.path}: entry {key} came after the writer was closed.")
-        if key in self.store or key in self._pending:
-            return
-        tensors = checked(key, sequence)
-        self._pending[key] = tensors
-        self._pending_bytes += sum(tensor.nbytes for tensor in tensors.values())
-        if self._pending_bytes >= self.shard_bytes or len(self._pending) >= self.shard_sequences:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write the entries collected so far as one shard; after an error they are still collected."""
-        if not self._pending:
-            return
-        shard = publish(self.store.path, self.rank, self._number, self._pending, self.store.digest)
-        self._number = shard.order[1] + 1
-        self._pending, self._pending_bytes = {}, 0
-        self.store._take_in(shard)
-
-    def close(self) -> None:
-        """Write what is collected and take no more."""
-        self.flush()
-        self._closed = True
-
-
-def _compared(fingerprint: dict) -> dict:
-    """The fingerprint without the settings beside it."""
-    return {name: value for name, value in fingerprint.items() if name != SETTINGS}
-
-
-def _canonical(fingerprint: object) -> bytes:
-    return json.dumps(fingerprint, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _differences(stored: Any, wanted: Any, at: str = "") -> list[str]:
-    """One phrase for each field that differs; 1 and 1.0 do, as in the digest."""
-    if _canonical(stored) == _canonical(wanted):
-        return []
-    if not isinstance(stored, dict) or not isinstance(wanted, dict):
-        return [f"{at} is {json.dumps(stored)} in the store, {json.dumps(wanted)} wanted"]
-    found = []
-    for name in sorted(stored.keys() | wanted.keys()):
-        pair = stored.get(name, "(absent)"), wanted.get(name, "(absent)")
-        found += _differences(*pair, f"{at}.{name}" if at else name)
-    return found
+def _refuse_above_memory(path: Path, n_bytes: int) -> None:
+    """Raise ValueError if the shards of the store at `path` do not fit into the memory that is free."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with (
+        suppress(OSError, StopIteration),
+        Path("/proc/meminfo").open() as lines,
+    ):  # counts what the cache would give back
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    if n_bytes > free:
+        allowed = f"at most {free / 2**30:.2f} GiB, the memory that is free"
+        raise ValueError(
+            bad_value(path, "size of the shards", f"{n_bytes / 2**30:.2f} GiB", allowed, "Open it without in_memory.")
+        )
