@@ -14,8 +14,8 @@ from scripts.networks.weights import load_into, read_state
 CARD = {**NOMINAL, "encoder_name": "test_vit", "image_size": 32, "hidden_size": 8, "classes": ["a", "b"]}
 
 
-def parts(seed: int = 0, hidden_size: int = 8, num_classes: int = 2) -> tuple[FrameEncoder, GRUHead]:
-    encoder = FrameEncoder("test_vit")
+def parts(seed: int = 0, hidden_size: int = 8, num_classes: int = 2, layers: int = 1) -> tuple[FrameEncoder, GRUHead]:
+    encoder = FrameEncoder("test_vit", layers=layers)
     load_into(encoder, f"random:{seed}", "models")
     return encoder, GRUHead(encoder.num_features, num_classes, hidden_size=hidden_size)
 
@@ -71,6 +71,14 @@ def test_model_without_its_card_is_refused_with_the_way_out(saved):
         read_card(path)
 
 
+@pytest.mark.parametrize("name", ["pooling", "layers", "pixel_mean", "pixel_std"])
+def test_card_that_does_not_say_how_frames_become_features_is_refused(saved, name):
+    path, _ = saved
+    card_path(path).write_text(json.dumps({k: v for k, v in CARD.items() if k != name}))
+    with pytest.raises(ValueError, match=rf"model\.json: content is without {name}, needs all of"):
+        read_card(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"not json"])
 def test_card_that_is_no_json_is_refused_by_name(saved, content):
     path, _ = saved
@@ -98,7 +106,7 @@ def test_loading_an_absent_model_names_the_workflow_that_makes_one(tmp_path):
         load_model(SequenceClassifier(*parts()), tmp_path / "model.pt")
 
 
-@pytest.mark.parametrize("other", [{"hidden_size": 16}, {"num_classes": 3}])
+@pytest.mark.parametrize("other", [{"hidden_size": 16}, {"num_classes": 3}, {"layers": 2}])
 def test_model_of_another_architecture_is_refused_and_the_network_stays_as_it_was(saved, other):
     path, _ = saved
     network = SequenceClassifier(*parts(seed=9, **other))

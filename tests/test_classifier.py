@@ -11,8 +11,8 @@ from scripts.networks.weights import load_into
 B, T, SIDE = 2, 7, 32
 
 
-def classifier_of(chunk_frames: int) -> SequenceClassifier:
-    encoder = FrameEncoder("test_vit")
+def classifier_of(chunk_frames: int, pooling: str = "avg", layers: int = 1) -> SequenceClassifier:
+    encoder = FrameEncoder("test_vit", pooling, layers)
     load_into(encoder, "random:0", "models")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -79,3 +79,32 @@ def test_scripted_classifier_equals_the_eager_one(batch):
     scripted = torch.jit.script(network)
     torch.testing.assert_close(scripted(*batch), network(*batch))
     torch.testing.assert_close(scripted(batch[0]), network(batch[0]))
+
+
+@torch.inference_mode()
+def test_patch_tokens_are_averaged_before_the_head_chunk_by_chunk(batch):
+    tokens, averaged = classifier_of(3, "none"), classifier_of(3)
+    assert tokens.encoder(batch[0][0]).ndim == 3
+    torch.testing.assert_close(tokens.encode(batch[0]), averaged.encode(batch[0]))
+    torch.testing.assert_close(tokens(*batch), averaged(*batch))
+
+
+@pytest.mark.parametrize("pooling", ["token", "none"])
+@torch.inference_mode()
+def test_scripted_classifier_of_another_pooling_equals_the_eager_one(batch, pooling):
+    network = classifier_of(4, pooling)
+    torch.testing.assert_close(torch.jit.script(network)(*batch), network(*batch))
+
+
+@torch.inference_mode()
+def test_classifier_of_several_layers_classifies_and_is_refused_when_scripted(batch):
+    network = classifier_of(4, layers=2)
+    assert network.encode(batch[0]).shape == (B, T, 128)
+    assert network(*batch).shape == (B, 3)
+    with pytest.raises(ValueError, match="encoder test_vit: layers is 2, needs 1 in TorchScript"):
+        torch.jit.script(network)
+
+
+def test_names_in_the_state_dict_are_those_of_one_pooling_and_layer():
+    names = [classifier_of(4, pooling, layers).state_dict().keys() for pooling, layers in (("avg", 1), ("none", 2))]
+    assert names[0] == names[1]

@@ -130,6 +130,47 @@ def test_to_encoder_input_is_three_equal_channels_from_minus_one_to_one(num_fram
         torch.testing.assert_close(image[:, channel] * 0.5 + 0.5, frames)
 
 
+@pytest.mark.parametrize(
+    ("mean", "std"), [((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)), (0.0, (0.1, 0.2, 0.3)), ([0.1, 0.2, 0.3], 1)]
+)
+def test_to_encoder_input_takes_a_mean_and_deviation_for_each_channel(mean, std):
+    frames = noise(4, 5, 6) / 1100
+    image = to_encoder_input(frames, mean, std)
+    assert image.shape == (4, 3, 5, 6)
+    assert image.dtype == torch.float32
+    for channel in range(3):
+        shift, scale = (v if isinstance(v, (int, float)) else v[channel] for v in (mean, std))
+        torch.testing.assert_close(image[:, channel], (frames - shift) / scale)
+
+
+@pytest.mark.parametrize("value", [0.3, [0.3], (0.3, 0.3, 0.3)])
+def test_to_encoder_input_of_equal_channels_holds_one_and_reads_like_three(value):
+    frames = noise(4, 5, 6) / 1100
+    image = to_encoder_input(frames, value, 0.25)
+    repeated = ((frames - 0.3) / 0.25)[:, None].repeat(1, 3, 1, 1)
+    torch.testing.assert_close(image, repeated, rtol=0, atol=0)
+    assert image.untyped_storage().nbytes() == frames.nbytes  # a third of the memory while exams wait
+    torch.testing.assert_close(torch.cat([image, image])[4:], repeated, rtol=0, atol=0)
+    torch.testing.assert_close(torch.nn.functional.conv2d(image, repeated), torch.conv2d(repeated, repeated))
+
+
+@pytest.mark.parametrize(
+    "value", [None, True, "0.5", [], [0.5, 0.5], [0.5] * 4, [0.5, None, 0.5], float("nan"), [1e999]]
+)
+@pytest.mark.parametrize("knob", ["pixel_mean", "pixel_std"])
+def test_to_encoder_input_refuses_what_is_neither_a_number_nor_three(knob, value):
+    with pytest.raises(ValueError) as refused:
+        to_encoder_input(noise(1, 2, 2), **{knob.removeprefix("pixel_"): value})
+    assert_message(refused.value, "configuration", knob, "a number", "three")
+
+
+@pytest.mark.parametrize("std", [0, -0.5, [0.2, 0.0, 0.2]])
+def test_to_encoder_input_refuses_a_deviation_that_is_not_positive(std):
+    with pytest.raises(ValueError) as refused:
+        to_encoder_input(noise(1, 2, 2), std=std)
+    assert_message(refused.value, "configuration", "pixel_std", std, "above 0")
+
+
 def test_frame_arithmetic_leaves_inputs_and_global_random_state_alone():
     frames = noise(3, 20, 15)
     before = frames.clone()

@@ -167,6 +167,24 @@ def test_encoder_input_does_not_depend_on_the_number_of_bits(save):
         torch.testing.assert_close(image, images[0], rtol=0, atol=1e-5)
 
 
+def test_encoder_input_has_the_mean_and_deviation_asked_for(save):
+    path = save()
+    plain = pipeline()({IMAGE: path})[IMAGE]
+    brightness = plain * 0.5 + 0.5
+    steps = pipeline().transforms[:-1]
+    asked = Compose([*steps, ToEncoderInputd(pixel_mean=[0.485, 0.456, 0.406], pixel_std=0.25)])({IMAGE: path})[IMAGE]
+    shift = torch.tensor([0.485, 0.456, 0.406])[:, None, None]
+    torch.testing.assert_close(asked, (brightness - shift) / 0.25)
+
+
+@pytest.mark.parametrize("options", [{"pixel_mean": "grey"}, {"pixel_mean": [0.1, 0.2]}, {"pixel_std": 0.0}])
+def test_mean_or_deviation_that_is_none_fails_before_the_first_exam(options):
+    with pytest.raises(ValueError) as refused:
+        ToEncoderInputd(**options)
+    ((name, value),) = options.items()
+    assert_message(refused.value, "configuration", name, value)
+
+
 @pytest.mark.parametrize("syntax", [uid.ExplicitVRLittleEndian, uid.RLELossless, uid.JPEGBaseline8Bit])
 def test_encoder_input_is_the_same_twice_and_leaves_the_global_random_state_alone(save, syntax):
     path = save(syntax=syntax)

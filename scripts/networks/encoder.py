@@ -70,7 +70,7 @@ class FrameEncoder(nn.Module):
 
     def __prepare_scriptable__(self) -> nn.Module:  # torch.jit.script calls it before it compiles
         if self.layers > 1:  # timm 1.0.31: forward_intermediates returns what TorchScript has no type for
-            way_out = "Trace it, or cache features and train with one layer."
+            way_out = "Cache features with one layer and train again, or run the model in PyTorch."
             raise ValueError(bad_value(f"encoder {self.name}", "layers", self.layers, "1 in TorchScript", way_out))
         return self
 
@@ -94,6 +94,7 @@ def _pool_by(backbone: nn.Module, name: str, pooling: str, layers: int) -> None:
     if not isinstance(layers, int) or isinstance(layers, bool) or not 1 <= layers <= blocks:
         raise ValueError(bad_value(item, "layers", layers, f"1 to {blocks}" if plain else "1: it is no plain ViT"))
     if plain:
+        backbone.pool_include_prefix = False  # some of timm's average the registers too
         try:
             backbone.reset_classifier(0, "" if pooling == "none" else pooling)  # type: ignore[operator]
         except AssertionError as error:  # timm: there is no class token
