@@ -94,7 +94,7 @@ def _pool_by(backbone: nn.Module, name: str, pooling: str, layers: int) -> None:
     if not isinstance(layers, int) or isinstance(layers, bool) or not 1 <= layers <= blocks:
         raise ValueError(bad_value(item, "layers", layers, f"1 to {blocks}" if plain else "1: it is no plain ViT"))
     if plain:
-        backbone.pool_include_prefix = False  # some of timm's average the registers too
+        backbone.pool_include_prefix = False  # type: ignore[assignment]  # some of timm's average the registers too
         try:
             backbone.reset_classifier(0, "" if pooling == "none" else pooling)  # type: ignore[operator]
         except AssertionError as error:  # timm: there is no class token
