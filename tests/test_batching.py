@@ -1,18 +1,21 @@
 """Batches of cached features: padding, labels, shuffling, dropout, and sequences that are not there."""
 
 import logging
+import pickle
 import random
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from scripts.features.batching import FeatureDataset, collate_sequences, feature_scale
-from scripts.features.extract import entry_key
+from scripts.features.entries import entry_key, pass_key
 from scripts.features.store import FeatureStore, StoredSequence
-from scripts.keys import ERROR, FEATURES, FRAME_TIMES, IMAGE, LABEL, LENGTHS, PATIENT, SEQUENCE, SOURCE
+from scripts.keys import ENTRY, ERROR, FEATURES, FRAME_TIMES, IMAGE, LABEL, LENGTHS, PATIENT, SEQUENCE, SOURCE
 from tests.exams import item_of
 
 LENGTHS_STORED = (6, 1, 4)
@@ -22,7 +25,9 @@ LENGTHS_STORED = (6, 1, 4)
 def fill(tmp_path) -> Callable[..., tuple[list[dict], FeatureStore]]:
     """Items, which are any files, and a store that holds features of their content."""
 
-    def make(lengths: tuple[int, ...] = LENGTHS_STORED, width: int = 5) -> tuple[list[dict], FeatureStore]:
+    def make(
+        lengths: tuple[int, ...] = LENGTHS_STORED, width: int | tuple[int, int] = 5, dtype: torch.dtype = torch.float16
+    ) -> tuple[list[dict], FeatureStore]:
         store = FeatureStore.create(tmp_path / "features", {"test": "batching"})
         items = []
         with store.writer() as writer:
@@ -31,7 +36,7 @@ def fill(tmp_path) -> Callable[..., tuple[list[dict], FeatureStore]]:
                 path.write_text(f"content {n}")
                 items.append(item_of(path, **{LABEL: n % 3}))
                 generator = torch.Generator().manual_seed(n)
-                features = torch.randn(length, width, generator=generator).half()
+                features = torch.randn(length, *np.atleast_1d(width), generator=generator).to(dtype)
                 times = torch.arange(length, dtype=torch.float32) * 100
                 writer.add(entry_key(items[-1]), StoredSequence(features, times, torch.arange(length)))
         return items, store
@@ -164,7 +169,151 @@ def test_skip_missing_leaves_out_an_exam_whose_file_is_gone(fill):
     assert len(FeatureDataset(items, store, skip_missing=True)) == 2
 
 
+def test_items_with_an_entry_are_found_without_reading_a_file(fill, monkeypatch):
+    items, store = fill()
+    keys = [entry_key(item) for item in items]
+    monkeypatch.setattr("hashlib.file_digest", None)
+    dataset = FeatureDataset([{ENTRY: key, SOURCE: key[:16]} for key in keys], store)
+    assert dataset.keys == keys
+    assert dataset.lengths.tolist() == list(LENGTHS_STORED)
+    with pytest.raises(ValueError, match=f"without 1 of 2 sequences, first {'f' * 16}"):
+        FeatureDataset([{ENTRY: key, SOURCE: key[:16]} for key in (keys[0], "f" * 64)], store)
+
+
+def test_exams_are_hashed_in_several_threads_and_stay_in_order(fill, monkeypatch):
+    items, store = fill((2,) * 8)
+    together = threading.Barrier(2, timeout=10)
+
+    def meeting(item: dict) -> str:
+        together.wait()  # passes only where two threads hash at once
+        return entry_key(item)
+
+    monkeypatch.setattr("scripts.features.batching.entry_key", meeting)
+    assert FeatureDataset(items, store).keys == [entry_key(item) for item in items]
+
+
+# --- augmented passes ---
+
+
+@pytest.fixture
+def passes(fill):
+    """Items, and a store with two augmented passes of each, whose features are the number of the pass."""
+    items, store = fill((5, 3, 4))
+    with store.writer() as writer:
+        for item in items:
+            stored = store.read(entry_key(item))
+            for number in (1, 2):
+                changed = stored._replace(features=torch.full_like(stored.features, number))
+                writer.add(pass_key(entry_key(item), number), changed)
+    return items, store
+
+
+def pass_of(features: torch.Tensor) -> int:
+    return int(features[0, 0]) if len(features.unique()) == 1 else 0
+
+
+def test_augmented_reading_draws_every_pass_alike_and_keeps_lengths_and_label(passes):
+    dataset = FeatureDataset(*passes, augmented=True)
+    found = [pass_of(dataset[n][FEATURES]) for _ in range(100) for n in range(3)]
+    assert len(found) == 300
+    assert all(70 < found.count(number) < 130 for number in range(3))
+    assert dataset.lengths.tolist() == [5, 3, 4]
+    assert [dataset[n][LABEL] for n in range(3)] == [0, 1, 2]
+
+
+def test_plain_reading_never_sees_a_pass(passes):
+    dataset = FeatureDataset(*passes)
+    assert {pass_of(dataset[n][FEATURES]) for _ in range(20) for n in range(3)} == {0}
+    augmented = FeatureDataset(*passes, augmented=True)
+    assert {pass_of(augmented.plain(n).features) for _ in range(20) for n in range(3)} == {0}
+    for found, expected in zip(feature_scale(augmented), feature_scale(dataset), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_passes_drawn_repeat_with_the_seed_and_leave_dropout_as_it_is(passes):
+    def drawn(seed: int, **options) -> list[dict]:
+        dataset = FeatureDataset(*passes, frame_dropout=0.4, seed=seed, **options)
+        return [dataset[n] for _ in range(10) for n in range(3)]
+
+    first, again, other = (
+        [pass_of(item[FEATURES]) for item in drawn(seed, augmented=True) if len(item[FEATURES]) > 1]
+        for seed in (1, 1, 2)
+    )
+    assert first == again != other
+    plain, augmented = drawn(1), drawn(1, augmented=True)
+    assert [i[FRAME_TIMES].tolist() for i in plain] == [i[FRAME_TIMES].tolist() for i in augmented]
+
+
+def test_an_exam_without_a_pass_that_others_have_is_refused_like_a_missing_one(passes, tmp_path):
+    items, store = passes
+    (tmp_path / "late.dcm").write_text("late")
+    items.append(item_of(tmp_path / "late.dcm"))
+    with store.writer() as writer:
+        writer.add(entry_key(items[-1]), store.read(entry_key(items[0])))
+    assert len(FeatureDataset(items, store)) == 4
+    with pytest.raises(ValueError, match=r"without 1 of 4 sequences, first late\.dcm"):
+        FeatureDataset(items, store, augmented=True)
+    assert len(FeatureDataset(items, store, augmented=True, skip_missing=True)) == 3
+
+
+def test_augmented_reading_of_a_store_without_passes_is_plain_reading(fill):
+    items, store = fill()
+    plain, augmented = FeatureDataset(items, store), FeatureDataset(items, store, augmented=True)
+    for n in range(3):
+        torch.testing.assert_close(augmented[n][FEATURES], plain[n][FEATURES], rtol=0, atol=0)
+
+
 # --- batches ---
+
+
+@pytest.mark.parametrize("options", [{}, {"frames_shown": "shuffled", "frame_dropout": 0.3, "augmented": True}])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_batches_of_a_loader_are_those_of_single_items(passes, options, batch_size):
+    one_by_one, together = (FeatureDataset(*passes, **options) for _ in range(2))
+    for batch in DataLoader(together, batch_size=batch_size, collate_fn=collate_sequences):
+        items = [one_by_one[int(source[0])] for source in batch[SOURCE]]
+        expected = collate_sequences(items)
+        assert batch.keys() == expected.keys()
+        assert batch[FEATURES].dtype == torch.float32
+        for key in (FEATURES, FRAME_TIMES, LENGTHS, LABEL):
+            torch.testing.assert_close(batch[key], expected[key], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("indices", [[0], [0, 1, 2], [2, 2]])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_changing_a_batch_or_an_item_in_place_changes_nothing_in_the_store(fill, indices, dtype):
+    items, store = fill((4, 4, 4), dtype=dtype)
+    dataset = FeatureDataset(items, store)
+    before = [store.read(key) for key in dataset.keys]
+    for changed in (collate_sequences(dataset.__getitems__(indices)), dataset[0]):
+        changed[FEATURES].fill_(7)
+        changed[FRAME_TIMES].fill_(7)
+    for key, stored in zip(dataset.keys, before, strict=True):
+        for found, expected in zip(store.read(key), stored, strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_patch_tokens_are_averaged_on_reading(fill):
+    items, store = fill((3, 2), width=(7, 5))
+    dataset = FeatureDataset(items, store)
+    assert store.read(dataset.keys[0]).features.shape == (3, 7, 5)
+    expected = [store.read(key).features.float().mean(dim=1) for key in dataset.keys]
+    torch.testing.assert_close(dataset[0][FEATURES], expected[0])
+    batch = collate_sequences(dataset.__getitems__([0, 1]))[FEATURES]
+    torch.testing.assert_close(batch[1, :2], expected[1])
+    torch.testing.assert_close(feature_scale(dataset)[0], torch.cat(expected).mean(dim=0))
+
+
+def test_dataset_in_another_process_reads_the_same_though_the_store_grew_meanwhile(fill, tmp_path):
+    items, store = fill()
+    dataset = FeatureDataset(items[1:], store)
+    content = pickle.dumps(dataset)
+    with FeatureStore.open(store.path).writer() as writer:
+        for n in range(20):
+            writer.add(f"{n:064x}", StoredSequence(torch.zeros(2, 5).half(), torch.zeros(2), torch.arange(2)))
+    again = pickle.loads(content)
+    for n in range(2):
+        torch.testing.assert_close(again[n][FEATURES], dataset[n][FEATURES], rtol=0, atol=0)
 
 
 def test_batch_pads_features_with_zeros_and_times_with_nan_up_to_the_longest(fill):
@@ -226,9 +375,9 @@ def test_batch_may_mix_items_with_and_without_an_optional_key(fill, optional):
 
 
 def test_feature_scale_is_mean_and_deviation_over_every_frame(fill):
-    items, store = fill()
+    items, store = fill((6, 1, 4) * 100)
     frames = torch.cat([store.read(entry_key(item)).features.double() for item in items])
-    assert len(frames) == sum(LENGTHS_STORED)
+    assert len(frames) == 1100
     mean, std = feature_scale(FeatureDataset(items, store, frames_shown="shuffled", frame_dropout=0.5))
     torch.testing.assert_close(mean, frames.mean(dim=0).float())
     torch.testing.assert_close(std, frames.std(dim=0, correction=0).float())

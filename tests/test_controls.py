@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from scripts.features.batching import FeatureDataset
-from scripts.features.extract import entry_key
+from scripts.features.entries import entry_key
 from scripts.features.store import FeatureStore, StoredSequence
 from scripts.keys import FEATURES, FRAME_TIMES, LABEL, MULTICLASS, MULTILABEL
 from scripts.networks.heads import GRUHead

@@ -2,17 +2,20 @@
 
 import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from scripts.errors import SequenceError, bad_value
-from scripts.features.extract import entry_key
-from scripts.features.store import FeatureStore
+from scripts.features.entries import entry_key, pass_key
+from scripts.features.store import FeatureStore, StoredSequence
 from scripts.keys import (
+    ENTRY,
     ERROR,
     FEATURES,
     FRAME_TIMES,
@@ -27,12 +30,15 @@ from scripts.keys import (
 logger = logging.getLogger("angiography")
 
 FRAMES_SHOWN = ("all", "shuffled")
+NUM_READERS = 8  # threads that hash exams; more than cores, for disks that are far away
+SCALE_SEQUENCES = 256  # read together for the mean and deviation of their frames
 
 
 class FeatureDataset(Dataset):
     """Cached sequences with their labels.
 
-    An item has features (T, D) float32, frame_times_ms (T,) float32, label, and source, sequence, patient.
+    An item has features (T, D) float32, frame_times_ms (T,) float32, label, and source, sequence, patient. Of patch
+    tokens (T, P, D) the features are the mean over P.
 
     Args:
         data: datalist items.
@@ -40,10 +46,11 @@ class FeatureDataset(Dataset):
         frames_shown: `all`, or `shuffled`: features in random order while times stay, the control for order.
         frame_dropout: share of frames left out at random at each reading, for training.
         skip_missing: leave out sequences the store does not hold, with a warning, instead of refusing.
-        seed: of shuffling and dropout; the global random state is left alone.
+        augmented: at each reading draw the plain sequence or one of its augmented passes, of those the store has.
+        seed: of shuffling, dropout and passes; the global random state is left alone.
 
     Raises:
-        ValueError: sequences that the store does not hold.
+        ValueError: sequences that the store does not hold, or not in all passes that it has of others.
     """
 
     def __init__(
@@ -53,6 +60,7 @@ class FeatureDataset(Dataset):
         frames_shown: str = "all",
         frame_dropout: float = 0.0,
         skip_missing: bool = False,
+        augmented: bool = False,
         seed: int = 0,
     ) -> None:
         if frames_shown not in FRAMES_SHOWN:
@@ -62,58 +70,112 @@ class FeatureDataset(Dataset):
         self.store = store
         self.frames_shown = frames_shown
         self.frame_dropout = frame_dropout
-        self.random = np.random.default_rng(seed)
-        keyed = [(item, _key_or_none(item)) for item in data]
-        missing = [item[SOURCE] for item, key in keyed if key is None or key not in store]
+        self.augmented = augmented
+        self.random, self.random_pass = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+        keys = _keys(data)
+        rows = _rows(store, keys, augmented)
+        here: list[bool] = np.all(rows >= 0, axis=1).tolist()
+        missing = [item[SOURCE] for item, found in zip(data, here, strict=True) if not found]
         if missing:
             message = bad_value(
                 store.path,
                 "store",
-                f"without {len(missing)} of {len(keyed)} sequences, first {missing[0]}",
+                f"without {len(missing)} of {len(data)} sequences, first {missing[0]}",
                 "the features of every sequence",
                 "Run configs/cache_features.yaml with this datalist, or pass --skip_missing True if it reported them "
                 "as unusable.",
             )
-            if not skip_missing or len(missing) == len(keyed):
+            if not skip_missing or len(missing) == len(data):
                 raise ValueError(message)
             logger.warning(message)
-        stored = [(item, key) for item, key in keyed if key is not None and key in store]
-        self.data, self.keys = [item for item, _ in stored], [key for _, key in stored]
+        self.data = [item for item, found in zip(data, here, strict=True) if found]
+        self.keys = [key for key, found in zip(keys, here, strict=True) if found and key is not None]
+        self._rows = rows[here]  # (N, passes)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """In another process the store is opened anew, and may have grown."""
+        self.__dict__ = state
+        self._rows = _rows(self.store, self.keys, self.augmented)
 
     def __len__(self) -> int:
         return len(self.data)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Frames of each sequence before dropout, (N,) int64."""
+        return self.store.lengths(self._rows[:, 0])
+
+    def plain(self, index: int) -> StoredSequence:
+        """A sequence as it is, features (T, D), in memory that is not to be written to: the store's, mostly."""
+        return self._stored(index, 0)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
-        stored = self.store.read(self.keys[index])
-        features, times = stored.features.to(torch.float32), stored.frame_times_ms
+        item = self._draw(index)
+        return item | {FEATURES: item[FEATURES].to(torch.float32, copy=True), FRAME_TIMES: item[FRAME_TIMES].clone()}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """Items for `collate_sequences`, whose tensors may be the store's own: it copies and converts them once."""
+        return [self._draw(index) for index in indices]
+
+    def _stored(self, index: int, number: int) -> StoredSequence:
+        stored = self.store.view(self._rows.item(index, number))
+        if stored.features.ndim == 2:
+            return stored
+        return stored._replace(features=stored.features.mean(dim=1, dtype=torch.float32))  # of P patches
+
+    def _draw(self, index: int) -> dict[str, Any]:
+        passes = self._rows.shape[1]
+        features, times, _ = self._stored(index, int(self.random_pass.integers(passes)) if passes > 1 else 0)
         if self.frames_shown == "shuffled":
             features = features[torch.from_numpy(self.random.permutation(len(features)))]
         if self.frame_dropout and len(features) > 1:
-            keep = np.flatnonzero(self.random.random(len(features)) >= self.frame_dropout)
-            keep = keep if len(keep) else np.array([self.random.integers(len(features))])
-            features, times = features[keep], times[keep]
+            (kept,) = (self.random.random(len(features)) >= self.frame_dropout).nonzero()
+            keep = torch.from_numpy(kept if len(kept) else np.array([self.random.integers(len(features))]))
+            features, times = features.index_select(0, keep), times.index_select(0, keep)
         item = self.data[index]
         out = {FEATURES: features, FRAME_TIMES: times, SOURCE: item[SOURCE]}
-        return out | {key: item[key] for key in (LABEL, SEQUENCE, PATIENT) if item.get(key) is not None}
+        for key in (LABEL, SEQUENCE, PATIENT):
+            if item.get(key) is not None:
+                out[key] = item[key]
+        return out
+
+
+def _keys(data: Sequence[dict[str, Any]]) -> list[str | None]:
+    """Each exam's key, None if it cannot be read; those without one in the list are hashed, in threads."""
+    if all(ENTRY in item for item in data):
+        return [item[ENTRY] for item in data]
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        keys = pool.map(_key_or_none, data)
+        return list(tqdm(keys, total=len(data), desc="finding features", unit="exam", mininterval=1, delay=1))
 
 
 def _key_or_none(item: dict[str, Any]) -> str | None:
-    """The exam's key, or None if it cannot be read."""
     try:
         return entry_key(item)
     except (OSError, SequenceError):
         return None
 
 
+def _rows(store: FeatureStore, keys: Sequence[str | None], augmented: bool) -> np.ndarray:
+    """Where the store has each sequence, plain and, if asked for, in its augmented passes: (N, passes), -1 = absent."""
+    known = np.array([key is not None for key in keys], dtype=bool)
+    passes: list[np.ndarray] = []
+    while not passes or (augmented and (passes[-1] >= 0).any()):
+        rows = np.full(len(keys), -1)
+        rows[known] = store.find([pass_key(key, len(passes)) for key in keys if key is not None])
+        passes.append(rows)
+    return np.stack(passes[:-1] if augmented and len(passes) > 1 else passes, axis=1)
+
+
 def collate_sequences(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One padded batch.
 
     Args:
-        items: each with features (T, D) or image (T, 3, H, W), and frame_times_ms (T,), label optional; or an exam
-            that could not be read, with `error`.
+        items: each with features (T, D) of any float type or image (T, 3, H, W), and frame_times_ms (T,), label
+            optional; or an exam that could not be read, with `error`. What they hold is copied.
 
     Returns:
-        features (B, T, D) or image (B, T, 3, H, W), zeros on padding; frame_times_ms (B, T), NaN on padding;
+        features (B, T, D) or image (B, T, 3, H, W), float32, zeros on padding; frame_times_ms (B, T), NaN on padding;
         lengths (B,) int64; label (B,) int64 or (B, K) float32; other keys as lists; `error`: the unreadable items,
         which are in nothing else. All unreadable: `error` alone.
     """
@@ -124,18 +186,30 @@ def collate_sequences(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         return out
     out |= {key: [item.get(key) for item in items] for key in {key: None for item in items for key in item}}
     main = FEATURES if FEATURES in out else IMAGE
-    out[LENGTHS] = torch.tensor([len(x) for x in out[main]])
-    out[main] = torch.nn.utils.rnn.pad_sequence(out[main], batch_first=True)  # (B, T, ...)
-    out[FRAME_TIMES] = torch.nn.utils.rnn.pad_sequence(
-        out[FRAME_TIMES], batch_first=True, padding_value=float("nan")
-    )  # (B, T)
+    out[LENGTHS] = torch.tensor([x.shape[0] for x in out[main]])
+    out[main] = _padded(out[main], 0.0).to(torch.float32)  # (B, T, ...), padded as stored: half the bytes
+    out[FRAME_TIMES] = _padded(out[FRAME_TIMES], float("nan"))  # (B, T)
     if LABEL in out:
         label = torch.tensor(out[LABEL])
         out[LABEL] = label if label.ndim == 1 else label.to(torch.float32)
     return out
 
 
+def _padded(parts: Sequence[Tensor], value: float) -> Tensor:
+    """Tensors (T, ...) as one of its own memory, (B, T, ...), the shorter ones filled up with `value`."""
+    if len({part.shape[0] for part in parts}) == 1:
+        return torch.stack(list(parts))  # takes a third of the time
+    return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=value)
+
+
 def feature_scale(dataset: FeatureDataset) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of every frame's features over a dataset, (D,) each, for `fit_scale`."""
-    frames = torch.cat([dataset.store.read(key).features for key in dataset.keys]).to(torch.float64)  # (N, D)
-    return frames.mean(dim=0).to(torch.float32), frames.std(dim=0, correction=0).to(torch.float32)
+    """Mean and standard deviation of every frame's plain features over a dataset, (D,) each, for `fit_scale`."""
+    count, mean, squares = 0, torch.zeros(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
+    for first in range(0, len(dataset), SCALE_SEQUENCES):  # a store need not fit in memory
+        part = range(first, min(first + SCALE_SEQUENCES, len(dataset)))
+        frames = torch.cat([dataset.plain(n).features for n in part]).to(torch.float64)  # (N, D)
+        apart, both = frames.mean(dim=0) - mean, count + len(frames)
+        mean = mean + apart * len(frames) / both
+        squares = squares + frames.var(dim=0, correction=0) * len(frames) + apart**2 * count * len(frames) / both
+        count = both
+    return mean.to(torch.float32), (squares / count).sqrt().to(torch.float32)

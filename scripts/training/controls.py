@@ -78,7 +78,7 @@ def single_best_frame(
 
 def _frames_at(dataset: FeatureDataset, position: float) -> np.ndarray:
     """One frame's features of each sequence, (N, D)."""
-    stored = (dataset.store.read(key).features for key in dataset.keys)
+    stored = (dataset.plain(n).features for n in range(len(dataset)))
     return torch.stack([f[round(position * (len(f) - 1))] for f in stored]).to(torch.float32).numpy()
 
 
