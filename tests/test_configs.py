@@ -94,7 +94,9 @@ def test_preprocessing_is_the_same_in_caching_and_inference():
 def test_settings_kept_with_the_features_are_the_knobs_that_decide_them():
     kept = load("cache_features")["settings"]
     assert kept == {name: f"@{name}" for name in kept}
-    assert knobs("cache_features").keys() - kept.keys() == {"max_sequence_bytes", "chunk_frames", "device", "progress"}
+    of_the_run = {"max_sequence_bytes", "batch_frames", "num_readers", "rank", "world_size", "device", "progress"}
+    of_the_passes = {"augmented_passes", "augmentation_seed"}  # which no exam in inference sees
+    assert knobs("cache_features").keys() - kept.keys() == of_the_run | of_the_passes
 
 
 def test_nominal_card_agrees_with_metadata_and_training_defaults():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.keys import ENTRY, FRAME_TIMES, FRAMES, IMAGE, MODALITY
+from scripts.sequences import images
 from scripts.sequences.reader import source_files
 
 
@@ -19,10 +20,13 @@ def entry_key(item: dict[str, Any]) -> str:
         return item[ENTRY]
     digests = []
     source = Path(item[IMAGE]) if isinstance(item[IMAGE], str) else item[IMAGE]
-    for path in source_files(source):
+    paths = source_files(source)
+    for path in paths:
         with path.open("rb") as file:
             digests.append(hashlib.file_digest(file, "sha256").hexdigest())
-    ordered = digests if isinstance(item[IMAGE], list) else sorted(digests)  # a list can say the order of frames
+    # a list can say the order of frames, as do the names of pictures; DICOM files say it themselves
+    in_order = isinstance(item[IMAGE], list) or paths[0].name.lower().endswith(images.SUFFIXES)
+    ordered = digests if in_order else sorted(digests)
     said = {key: item[key] for key in (FRAMES, FRAME_TIMES, MODALITY) if item.get(key) is not None}
     content = {"files": ordered, **said}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

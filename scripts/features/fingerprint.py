@@ -76,7 +76,7 @@ def make_fingerprint(
         "precision": precision,
         "engine": engine,
         "decoders": decoder_versions(),
-        "libraries": _library_versions(engine, [*_flat(preprocessing), *_flat(augmentation or Compose([]))]),
+        "libraries": _library_versions(engine, _flat(preprocessing)),
         "augmentation": random,
     }
 
