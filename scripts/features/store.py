@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +21,12 @@ from scripts.features.index import EntryIndex
 from scripts.features.origin import FINGERPRINT_FILE, Origin, canonical, differences, read_origin, write_origin
 from scripts.features.shards import (
     CACHE_COMMAND,
+    SHARD_NAME,
+    DamagedShardError,
     MappedShard,
     Places,
     Shard,
     StoredSequence,
-    damaged,
     key_bytes,
     list_shards,
     map_shard,
@@ -35,15 +36,6 @@ from scripts.features.writer import StoreWriter
 
 # Linux allows 65,530 mappings a process; past this many the shard mapped first is let go.
 _MAX_MAPPED_SHARDS = 16_384
-
-
-class InspectedShard(NamedTuple):
-    """What became of a shard's entries."""
-
-    shard: Shard
-    error: str | None  # why none of its entries can be had
-    keys: list[str]  # of its entries, also those that are in another shard
-    faults: list[str]  # of each entry, what is wrong with it; empty if nothing is
 
 
 class FeatureStore:
@@ -88,10 +80,7 @@ class FeatureStore:
         path.mkdir(parents=True, exist_ok=True)
         target = path / FINGERPRINT_FILE
         if not target.exists():
-            origin = Origin(fingerprint, settings, made_with or {})
-            shards = list_shards(path)
-            own = {shard.name for shard in shards} | {f"{shard.name}.tmp" for shard in shards}
-            foreign = [p.name for p in path.iterdir() if not p.name.startswith(FINGERPRINT_FILE) and p.name not in own]
+            foreign = [p.name for p in path.iterdir() if not _is_ours(p.name)]
             if foreign and not target.exists():  # looked at again: another rank may just have made it
                 message = bad_value(
                     path,
@@ -101,8 +90,10 @@ class FeatureStore:
                     "Name another features_dir.",
                 )
                 raise ValueError(message)
-            for shard in shards:
-                read_index(path / shard.name, origin.digest())
+            origin = Origin(fingerprint, settings, made_with or {})
+            for shard in list_shards(path):  # of a store that lost the file: only what made them may be said again
+                with suppress(DamagedShardError):  # told by `open`, for a store that can be repaired then
+                    read_index(path / shard.name, origin.digest())
             write_origin(path, origin)
         return cls.open(path, fingerprint)
 
@@ -130,27 +121,6 @@ class FeatureStore:
                     f"Name another features_dir, or delete this folder and run: {CACHE_COMMAND}"
                 )
         return cls(path, origin, in_memory)
-
-    @staticmethod
-    def inspect(path: Path) -> Iterator[InspectedShard]:
-        """Every shard of the store at `path` with what its entries are worth, all bytes read; damage stops nothing.
-
-        Raises:
-            FileNotFoundError, ValueError: there is no store, or its fingerprint.json is damaged.
-        """
-        path = Path(path)
-        digest = read_origin(path).digest()
-        for shard in list_shards(path):
-            try:
-                index = read_index(path / shard.name, digest)
-                mapped = map_shard(path, shard, index.places)
-            except (ValueError, OSError) as error:
-                yield InspectedShard(shard, str(error), [], [])
-                continue
-            ends = np.cumsum(index.lengths).tolist()
-            spans = map(slice, [0, *ends], ends)
-            faults = [mapped.fault(number, frames) for number, frames in enumerate(spans)]
-            yield InspectedShard(shard, None, [key.tobytes().hex() for key in mapped.keys], faults)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -266,7 +236,7 @@ class FeatureStore:
         if not self._verified[row]:
             fault = mapped.fault(entry, frames)
             if fault:
-                raise damaged(self.path / self._shards[number].name, fault)
+                raise DamagedShardError(self.path / self._shards[number].name, fault)
             self._verified[row] = True
         return mapped.features[frames], mapped.frame_times_ms[frames], mapped.frame_indices[frames]
 
@@ -276,6 +246,11 @@ class FeatureStore:
             self._mapped.pop(next(iter(self._mapped)))
         self._mapped[number] = mapped
         return mapped
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a file of this name can be what a store lost its fingerprint.json beside."""
+    return name.startswith(FINGERPRINT_FILE) or SHARD_NAME.fullmatch(name.removesuffix(".tmp")) is not None
 
 
 def _refuse_above_memory(path: Path, n_bytes: int) -> None:

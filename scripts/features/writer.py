@@ -7,8 +7,8 @@ from pathlib import Path
 
 from scripts.errors import bad_value
 from scripts.features.files import remove_leftovers
+from scripts.features.headers import MAX_SEQUENCES
 from scripts.features.shards import (
-    MAX_SEQUENCES,
     SHARD_PATTERN,
     Shard,
     StoredSequence,
