@@ -16,15 +16,24 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured number, and the bar it must reach, if it has one."""
+    """A measured number, and the bar it must reach or stay under, if it has one."""
 
     name: str
     value: float
     at_least: float | None = None
+    at_most: float | None = None
+
+    @property
+    def bar(self) -> str:
+        """Such as `>= 3`; empty without a bar."""
+        bars = ((">=", self.at_least), ("<=", self.at_most))
+        return " and ".join(f"{sign} {bar:g}" for sign, bar in bars if bar is not None)
 
     @property
     def held(self) -> bool:
-        return self.at_least is None or self.value >= self.at_least
+        return (self.at_least is None or self.value >= self.at_least) and (
+            self.at_most is None or self.value <= self.at_most
+        )
 
 
 @dataclass(frozen=True)
@@ -61,12 +70,13 @@ def timed_pairs(first: Callable[[], object], second: Callable[[], object], repea
     )
 
 
-def peak_bytes(start: str, work: str) -> int:
-    """Most memory that `work` holds above what is there after `start`, in a fresh process, in bytes (Linux only).
+def peak_bytes(start: str, work: str, over_start: bool = True) -> int:
+    """Most memory that `work` holds in a fresh process, above what is there after `start`, in bytes (Linux only).
 
     Args:
         start: Python code: imports, inputs, a first small call that loads libraries.
         work: Python code that is measured.
+        over_start: False counts what is there after `start` too: all that the process holds.
     """
     # VmHWM is the peak of this process alone; getrusage counts that of the process it was forked from.
     probe = (
@@ -77,7 +87,7 @@ def peak_bytes(start: str, work: str) -> int:
         "open('/proc/self/clear_refs', 'w').write('5')\n"  # the peak starts again from what is held now
         "before = kib('VmRSS')\n"
     )
-    code = f"{start}\n{probe}{work}\nprint(kib('VmHWM') - before)\n"
+    code = f"{start}\n{probe}{work}\nprint(kib('VmHWM') - before * {over_start:d})\n"
     answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True, text=True)
     return int(answer.stdout.split()[-1]) * 1024
 
@@ -99,8 +109,8 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[obje
 
 def finish(name: str, figures: Sequence[Figure], settings: dict[str, object], check: bool) -> int:
     """Print the bars, then all figures as one JSON line; the exit status: 1 where `check` and a bar is missed."""
-    barred = [figure for figure in figures if figure.at_least is not None]
-    rows = [(f.name, f"{f.value:.2f}", f">= {f.at_least:g}", "held" if f.held else "MISSED") for f in barred]
+    barred = [figure for figure in figures if figure.bar]
+    rows = [(f.name, f"{f.value:.2f}", f.bar, "held" if f.held else "MISSED") for f in barred]
     print_table("Bars", ("figure", "measured", "bar", ""), rows)
     missed = [figure.name for figure in barred if not figure.held]
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
@@ -112,7 +122,7 @@ def finish(name: str, figures: Sequence[Figure], settings: dict[str, object], ch
                 "settings": settings,
                 "machine": machine,
                 "figures": {figure.name: round(figure.value, 4) for figure in figures},
-                "bars": {figure.name: figure.at_least for figure in barred},
+                "bars": {figure.name: figure.bar for figure in barred},
                 "missed": missed,
             }
         )
