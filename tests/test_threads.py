@@ -117,7 +117,7 @@ def test_head_dataset_and_random_states_are_as_they_were_to_the_bit(dataset):
 @pytest.mark.parametrize("limit", [1, 3])
 def test_no_more_threads_are_tried_than_pytorch_has(dataset, limit):
     torch.set_num_threads(limit)
-    head = Sleeper({1: 0, 2: 0, 3: 0})
+    head = Sleeper({1: 1, 2: 6, 3: 6})
     set_threads("auto", head, dataset, 4, "cpu")
     assert {threads for threads, *_ in head.seen} == ({1, 2, 3} if limit == 3 else set())
     assert torch.get_num_threads() == 1

@@ -22,8 +22,8 @@ logger = logging.getLogger("angiography")
 
 AUTO = "auto"
 MOST_THREADS = 8
-MEASURED_S = 0.8  # all measurements together, but for the last batch of each
-MOST_BATCHES = 15  # of each number of threads
+MEASURED_S = 0.8  # all measurements together; each has two batches at least
+MOST_BATCHES = 16  # of each number of threads
 WORTH = 1.1  # more threads must be this much faster: they cost others their cores, and change the order of sums
 
 
@@ -80,11 +80,10 @@ def _measure(tried: list[int], head: nn.Module, dataset: FeatureDataset, batch_s
     with torch.random.fork_rng(devices=[]):  # dropout draws
         for threads in tried:
             torch.set_num_threads(threads)
-            head(features, **others).sum().backward()  # the first batch wakes the threads
             taken: list[float] = []
-            while not taken or (sum(taken) < MEASURED_S / len(tried) and len(taken) < MOST_BATCHES):
+            while len(taken) < 2 or (sum(taken) < MEASURED_S / len(tried) and len(taken) < MOST_BATCHES):
                 start = time.perf_counter()
                 head(features, **others).sum().backward()
                 taken.append(time.perf_counter() - start)
-            taken_ms[threads] = 1000 * statistics.median(taken)
+            taken_ms[threads] = 1000 * statistics.median(taken[1:])  # the first batch wakes the threads
     return taken_ms
