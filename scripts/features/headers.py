@@ -87,7 +87,10 @@ def _places(header: dict, begin: int) -> Places:
     filled = 0 < n <= MAX_SEQUENCES and math.prod(shapes[FEATURES]) > 0
     if not filled or {**shapes, **right} != shapes or len(shapes[FEATURES]) not in (2, 3):
         raise HeaderError(f"its tensors have the shapes {shapes}")
-    return {
+    places = {
         name: (begin + tensor["data_offsets"][0], _NUMPY[tensor["dtype"]], tuple(tensor["shape"]))
         for name, tensor in header.items()
     }
+    if any(at % int(dtype[-1]) for at, dtype, _ in places.values()):
+        raise HeaderError("its tensors are not aligned")
+    return places

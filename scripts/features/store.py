@@ -23,10 +23,12 @@ from scripts.features.shards import (
     CACHE_COMMAND,
     SHARD_NAME,
     DamagedShardError,
+    ForeignShardError,
     MappedShard,
     Places,
     Shard,
     StoredSequence,
+    damaged,
     key_bytes,
     list_shards,
     map_shard,
@@ -91,9 +93,7 @@ class FeatureStore:
                 )
                 raise ValueError(message)
             origin = Origin(fingerprint, settings, made_with or {})
-            for shard in list_shards(path):  # of a store that lost the file: only what made them may be said again
-                with suppress(DamagedShardError):  # told by `open`, for a store that can be repaired then
-                    read_index(path / shard.name, origin.digest())
+            _refuse_foreign_shards(path, origin.digest())
             write_origin(path, origin)
         return cls.open(path, fingerprint)
 
@@ -236,7 +236,7 @@ class FeatureStore:
         if not self._verified[row]:
             fault = mapped.fault(entry, frames)
             if fault:
-                raise DamagedShardError(self.path / self._shards[number].name, fault)
+                raise damaged(self.path / self._shards[number].name, fault)
             self._verified[row] = True
         return mapped.features[frames], mapped.frame_times_ms[frames], mapped.frame_indices[frames]
 
@@ -251,6 +251,18 @@ class FeatureStore:
 def _is_ours(name: str) -> bool:
     """Whether a file of this name can be what a store lost its fingerprint.json beside."""
     return name.startswith(FINGERPRINT_FILE) or SHARD_NAME.fullmatch(name.removesuffix(".tmp")) is not None
+
+
+def _refuse_foreign_shards(path: Path, digest: str) -> None:
+    """Raise ValueError if shards of a folder that lost its fingerprint.json are of another fingerprint."""
+    for shard in list_shards(path):
+        try:
+            read_index(path / shard.name, digest)
+        except DamagedShardError:
+            pass  # `open` tells of it, in a store that can be repaired then
+        except ForeignShardError:
+            allowed = "shards of the fingerprint that is to be used"
+            raise ValueError(bad_value(path, "content", shard.name, allowed, "Name another features_dir.")) from None
 
 
 def _refuse_above_memory(path: Path, n_bytes: int) -> None:
