@@ -8,15 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scripts.datalists.datalist import (
-    Task,
-    class_counts,
-    names_of,
-    read_datalist,
-    read_item,
-    read_json,
-    task_of,
-)
+from scripts.datalists.datalist import Task, class_counts, read_datalist, read_json, task_of
+from scripts.datalists.items import names_of, read_item
 from scripts.errors import printable
 from scripts.keys import (
     IMAGE,
