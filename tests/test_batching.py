@@ -279,6 +279,16 @@ def test_batches_of_a_loader_are_those_of_single_items(passes, options, batch_si
             torch.testing.assert_close(batch[key], expected[key], rtol=0, atol=0, equal_nan=True)
 
 
+def test_a_batch_is_made_of_the_stores_own_memory_with_one_copy_of_it(fill, monkeypatch):
+    items, store = fill()
+    dataset = FeatureDataset(items, store)
+    stored = [store.view(row).features.data_ptr() for row in store.find(dataset.keys).tolist()]
+    assert [item[FEATURES].data_ptr() for item in dataset.__getitems__(range(3))] == stored
+    monkeypatch.setattr(FeatureDataset, "__getitem__", None)  # which a loader would otherwise call, item by item
+    (batch,) = DataLoader(dataset, batch_size=3, collate_fn=collate_sequences)
+    assert batch[FEATURES].shape == (3, 6, 5)
+
+
 @pytest.mark.parametrize("indices", [[0], [0, 1, 2], [2, 2]])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_changing_a_batch_or_an_item_in_place_changes_nothing_in_the_store(fill, indices, dtype):

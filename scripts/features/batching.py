@@ -127,7 +127,7 @@ class FeatureDataset(Dataset):
         passes = self._rows.shape[1]
         features, times, _ = self._stored(index, int(self.random_pass.integers(passes)) if passes > 1 else 0)
         if self.frames_shown == "shuffled":
-            features = features[torch.from_numpy(self.random.permutation(len(features)))]
+            features = features.index_select(0, torch.from_numpy(self.random.permutation(len(features))))
         if self.frame_dropout and len(features) > 1:
             (kept,) = (self.random.random(len(features)) >= self.frame_dropout).nonzero()
             keep = torch.from_numpy(kept if len(kept) else np.array([self.random.integers(len(features))]))
