@@ -1,100 +1,23 @@
-"""The feature store: what it promises after kills, damage, full disks and foreign settings."""
+"""The feature store: what it promises of its entries, to whoever opens, reads, copies or changes it."""
 
-import errno
-import fcntl
-import hashlib
-import json
+import gc
 import os
 import pickle
-import resource
+import re
 import shutil
-import signal
-import subprocess
-import sys
 import tempfile
-import time
-from contextlib import contextmanager
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
+from scripts.features import store as store_module
+from scripts.features.index import EntryIndex
+from scripts.features.shards import DamagedShardError, ShardIndex
 from scripts.features.store import FeatureStore, StoredSequence
-
-ROOT = Path(__file__).parent.parent
-FINGERPRINT = {"encoder": {"name": "tiny", "digest": "ab"}, "image_size": [224, 224], "mean": 0.5}
-
-# What the subprocesses run: rank, how many entries, how many a shard, seconds between entries.
-WRITE = """
-import sys, time
-from pathlib import Path
-from scripts.features.store import FeatureStore
-from tests.test_store import FINGERPRINT, key_of, sequence_of
-folder, rank, first, last, shard_sequences, pause_s = sys.argv[1:]
-store = FeatureStore.create(Path(folder), FINGERPRINT)
-with store.writer(int(rank), shard_sequences=int(shard_sequences)) as writer:
-    for i in range(int(first), int(last)):
-        if key_of(i) not in store:
-            writer.add(key_of(i), sequence_of(i))
-            time.sleep(float(pause_s))
-        print(i, flush=True)
-"""
-
-
-def key_of(number: int) -> str:
-    return hashlib.sha256(str(number).encode()).hexdigest()
-
-
-def sequence_of(number: int) -> StoredSequence:
-    """An entry that `number` alone determines, of 1 to 9 frames."""
-    generator = torch.Generator().manual_seed(number)
-    n_frames = 1 + number % 9
-    times = torch.rand(n_frames, generator=generator)
-    times[n_frames // 2] = torch.nan
-    features = torch.randn(n_frames, 8, generator=generator).half()
-    return StoredSequence(features, times, torch.arange(n_frames) * 3)
-
-
-def assert_equal(found: StoredSequence, wanted: StoredSequence) -> None:
-    for name in ("features", "frame_times_ms", "frame_indices"):
-        torch.testing.assert_close(getattr(found, name), getattr(wanted, name), rtol=0, atol=0, equal_nan=True)
-
-
-def assert_holds(store: FeatureStore, numbers: range) -> None:
-    assert set(store.keys()) == {key_of(i) for i in numbers}
-    assert len(store) == len(numbers)
-    for i in numbers:
-        assert_equal(store.read(key_of(i)), sequence_of(i))
-
-
-def fill(store: FeatureStore, numbers: range, **writer: int) -> FeatureStore:
-    with store.writer(**writer) as open_writer:
-        for i in numbers:
-            open_writer.add(key_of(i), sequence_of(i))
-    return store
-
-
-def shards(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("*.safetensors"))
-
-
-def start_writing(folder: Path, rank: int, numbers: range, shard_sequences: int, pause_s: float = 0.0):
-    arguments = [folder, rank, numbers.start, numbers.stop, shard_sequences, pause_s]
-    command = [sys.executable, "-W", "error", "-c", WRITE, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-
-
-@contextmanager
-def largest_file(n_bytes: int):
-    """Let no file grow past `n_bytes`: a real write error, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from tests.stores import FINGERPRINT, assert_equal, assert_holds, fill, flip, key_of, sequence_of, shards
 
 
 @pytest.fixture
@@ -105,10 +28,11 @@ def folder(tmp_path) -> Path:
 # --- entries ---
 
 
-def test_entries_come_back_exactly_from_this_store_and_from_one_opened_again(folder):
-    store = fill(FeatureStore.create(folder, FINGERPRINT), range(20), shard_sequences=7)
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_entries_come_back_exactly_from_this_store_and_from_one_opened_again(folder, in_memory):
+    store = fill(FeatureStore.create(folder, FINGERPRINT), range(20), per_shard=7)
     assert_holds(store, range(20))
-    assert_holds(FeatureStore.open(folder), range(20))
+    assert_holds(FeatureStore.open(folder, in_memory=in_memory), range(20))
     assert shards(folder) == [f"rank0-{n}.safetensors" for n in range(3)]
 
 
@@ -124,39 +48,58 @@ def test_float32_features_stay_float32_and_no_view_of_the_batch_is_kept(folder, 
     torch.testing.assert_close(store.read(key_of(0)).features, wanted, rtol=0, atol=0)
 
 
-def test_shards_are_safetensors_that_name_tensors_by_key_and_hold_nothing_else(folder):
-    store = fill(FeatureStore.create(folder, FINGERPRINT), range(1))
-    with safe_open(folder / "rank0-0.safetensors", "pt") as shard:
-        names = [f"{key_of(0)}.{name}" for name in ("features", "frame_indices", "frame_times_ms")]
-        assert sorted(shard.keys()) == names
-        assert shard.metadata() == {"format_version": "1", "fingerprint_digest": store.digest}
-    assert json.loads((folder / "fingerprint.json").read_text()) == FINGERPRINT
-    assert sorted(p.name for p in folder.iterdir()) == ["fingerprint.json", "rank0-0.safetensors"]
+def test_patch_tokens_come_back_in_their_three_dimensions(folder):
+    wanted = {i: torch.randn(2 + i, 5, 4) for i in range(3)}
+    store = FeatureStore.create(folder, FINGERPRINT)
+    with store.writer() as writer:
+        for i, features in wanted.items():
+            writer.add(key_of(i), StoredSequence(features, torch.zeros(2 + i), torch.arange(2 + i)))
+    assert len(shards(folder)) == 1
+    for i, features in wanted.items():
+        torch.testing.assert_close(store.read(key_of(i)).features, features, rtol=0, atol=0)
+        torch.testing.assert_close(store.view(i).features, features, rtol=0, atol=0)
 
 
-def test_read_tensor_changed_in_place_leaves_the_next_read_unchanged(folder):
+def test_read_tensors_changed_in_place_leave_the_next_read_unchanged(folder):
     store = fill(FeatureStore.create(folder, FINGERPRINT), range(1))
-    store.read(key_of(0)).features.zero_()
+    for tensor in store.read(key_of(0)):
+        tensor.zero_()
     assert_equal(store.read(key_of(0)), sequence_of(0))
+
+
+def test_view_copies_nothing_and_what_is_done_to_it_never_reaches_the_store(folder):
+    store = fill(FeatureStore.create(folder, FINGERPRINT), range(3))
+    first, second = store.view(1), store.view(1)
+    for one, other in zip(first, second, strict=True):
+        assert one.data_ptr() == other.data_ptr()
+    for one, other in zip(first, store.read(key_of(1)), strict=True):
+        assert one.data_ptr() != other.data_ptr()
+    first.features.zero_()
+    assert_equal(FeatureStore.open(folder).read(key_of(1)), sequence_of(1))
 
 
 def test_missing_entry_raises_key_error_that_names_it_and_the_command(folder):
     store = FeatureStore.create(folder, FINGERPRINT)
-    assert key_of(1) not in store
-    with pytest.raises(KeyError, match=f"{key_of(1)}.*cache_features"):
-        store.read(key_of(1))
+    for _ in range(2):
+        assert key_of(99) not in store
+        for way in (store.read, store.check):
+            with pytest.raises(KeyError, match=f"{key_of(99)}.*cache_features"):
+                way(key_of(99))
+        fill(store, range(3))
 
 
-@pytest.mark.parametrize("key", ["", "a" * 63, "A" * 64, "../" + "a" * 61, "a" * 64 + "\n"])
+BAD_KEYS = ["", "a" * 63, "A" * 64, "../" + "a" * 61, "a" * 64 + "\n", " " + "a" * 63, "a" * 62 + "ä", None, 7]
+
+
+@pytest.mark.parametrize("key", BAD_KEYS)
 def test_key_that_is_no_digest_is_refused_everywhere(folder, key):
-    store = FeatureStore.create(folder, FINGERPRINT)
-    with pytest.raises(ValueError, match="key is"), store.writer() as writer:
-        writer.add(key, sequence_of(0))
-    with pytest.raises(ValueError, match="key is"):
-        store.read(key)
-    with pytest.raises(ValueError, match="key is"):
-        _ = key in store
-    assert len(store) == 0
+    store = fill(FeatureStore.create(folder, FINGERPRINT), range(1))
+    ways = [store.read, store.check, store.__contains__, lambda key: store.find([key_of(0), key])]
+    with store.writer() as writer:
+        for way in [*ways, writer.__contains__, lambda key: writer.add(key, sequence_of(0))]:
+            with pytest.raises(ValueError, match="key is"):
+                way(key)
+    assert_holds(store, range(1))
 
 
 @pytest.mark.parametrize(
@@ -164,11 +107,15 @@ def test_key_that_is_no_digest_is_refused_everywhere(folder, key):
     [
         ({"features": torch.zeros(3)}, "features"),
         ({"features": torch.zeros(3, 0)}, "features"),
+        ({"features": torch.zeros(3, 2, 0)}, "features"),
+        ({"features": torch.zeros(3, 2, 2, 2)}, "features"),
         ({"features": torch.zeros(0, 4)}, "features"),
         ({"features": torch.tensor(1.0)}, "features"),
         ({"features": torch.zeros(3, 4, dtype=torch.int64)}, "torch.int64.*float16 or torch.float32"),
         ({"features": torch.zeros(3, 4, dtype=torch.float64)}, "torch.float64"),
         ({"features": torch.tensor([[1.0, torch.nan]] * 3)}, "non-finite features is 3"),
+        ({"features": torch.tensor([[1.0, -torch.inf]] * 3)}, "non-finite features is 3"),
+        ({"features": torch.tensor([[1.0, torch.nan]] * 3).half()}, "non-finite features is 3"),
         ({"features": torch.tensor([[1.0, torch.inf]] * 3).half()}, "non-finite features is 3.*overflow"),
         ({"frame_times_ms": torch.zeros(2)}, "frame_times_ms"),
         ({"frame_times_ms": torch.zeros(3, dtype=torch.float64)}, "frame_times_ms"),
@@ -177,150 +124,113 @@ def test_key_that_is_no_digest_is_refused_everywhere(folder, key):
     ],
 )
 def test_unusable_sequence_is_refused_by_key_and_the_good_ones_are_kept(folder, change, message):
-    good = {
-        "features": torch.ones(3, 4),
-        "frame_times_ms": torch.zeros(3),
-        "frame_indices": torch.arange(3),
-    }
+    good = StoredSequence(torch.ones(3, 4), torch.zeros(3), torch.arange(3))
     store = FeatureStore.create(folder, FINGERPRINT)
     with store.writer() as writer:
         writer.add(key_of(0), sequence_of(0))
         with pytest.raises(ValueError, match=f"{key_of(1)}.*{message}"):
-            writer.add(key_of(1), StoredSequence(**{**good, **change}))
-        writer.add(key_of(2), StoredSequence(**good))
+            writer.add(key_of(1), good._replace(**change))
+        writer.add(key_of(2), good)
     assert set(FeatureStore.open(folder).keys()) == {key_of(0), key_of(2)}
 
 
-def test_store_survives_pickling_with_open_shards_as_a_loader_worker_needs(folder):
-    store = fill(FeatureStore.create(folder, FINGERPRINT), range(3))
-    store.read(key_of(0))
-    assert_holds(pickle.loads(pickle.dumps(store)), range(3))
-
-
-# --- fingerprint ---
-
-
-def test_create_opens_an_equal_store_whatever_the_order_of_fields(folder):
-    first = fill(FeatureStore.create(folder, FINGERPRINT), range(2))
-    again = FeatureStore.create(folder, {**dict(reversed(FINGERPRINT.items())), "image_size": (224, 224)})
-    assert_holds(again, range(2))
-    assert again.digest == first.digest
-    assert again.fingerprint == FINGERPRINT
-
-
-@pytest.mark.parametrize("way", [FeatureStore.create, FeatureStore.open])
-def test_store_of_another_fingerprint_is_refused_with_every_differing_field(folder, way):
-    FeatureStore.create(folder, FINGERPRINT)
-    other = {"encoder": {"name": "small", "digest": "ab"}, "image_size": [224, 392], "pool": {"kind": "cls"}}
-    with pytest.raises(ValueError, match="features_dir, or delete this folder") as refusal:
-        way(folder, other)
-    message = str(refusal.value)
-    assert str(folder) in message
-    assert 'encoder.name is "tiny" in the store, "small" wanted' in message
-    assert "image_size is [224, 224] in the store, [224, 392] wanted" in message
-    assert 'mean is 0.5 in the store, "(absent)" wanted' in message
-    assert 'pool is "(absent)" in the store, {"kind": "cls"} wanted' in message
-    assert message.count(" wanted") == 4
-    assert "digest" not in message
-
-
-def test_open_without_a_store_names_the_command_that_makes_one(folder):
-    with pytest.raises(FileNotFoundError, match=r"features: no feature store.*cache_features\.yaml"):
-        FeatureStore.open(folder)
-
-
-def test_folder_with_other_content_is_refused_and_left_alone(folder):
-    folder.mkdir()
-    (folder / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"thesis\.txt.*another features_dir"):
-        FeatureStore.create(folder, FINGERPRINT)
-    assert [p.name for p in folder.iterdir()] == ["thesis.txt"]
-
-
-def test_unreadable_fingerprint_file_is_named_with_the_way_out(folder):
-    FeatureStore.create(folder, FINGERPRINT)
-    (folder / "fingerprint.json").write_text("{")
-    with pytest.raises(ValueError, match=r"fingerprint\.json: cannot be read.*Delete the folder"):
-        FeatureStore.open(folder)
-
-
-def test_shard_of_another_store_is_refused_by_name(folder, tmp_path):
-    fill(FeatureStore.create(tmp_path / "other", {"encoder": "b"}), range(2), rank=4)
-    FeatureStore.create(folder, FINGERPRINT)
-    shutil.copy(tmp_path / "other" / "rank4-0.safetensors", folder)
-    with pytest.raises(ValueError, match=r"rank4-0\.safetensors: .*another store"):
-        FeatureStore.open(folder)
-
-
-# --- writers ---
-
-
-def test_shard_closes_at_either_bound(folder):
+def test_extreme_numbers_that_are_finite_are_kept(folder):
     store = FeatureStore.create(folder, FINGERPRINT)
-    with store.writer(shard_sequences=2) as writer:
-        for i in range(5):
-            writer.add(key_of(i), sequence_of(i))
-            assert len(shards(folder)) == (i + 1) // 2
-    with store.writer(rank=1, shard_bytes=300) as writer:
-        writer.add(key_of(18), sequence_of(18))  # 1 frame: 28 bytes
-        assert shards(folder) == [f"rank0-{n}.safetensors" for n in range(3)]
-        writer.add(key_of(17), sequence_of(17))  # 9 frames: 252 bytes
-        writer.add(key_of(19), sequence_of(19))
-        assert shards(folder)[3:] == ["rank1-0.safetensors"]
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_entries_before_an_exception_are_kept(folder, error):
-    store = FeatureStore.create(folder, FINGERPRINT)
-    with pytest.raises(error), store.writer() as writer:
-        for i in range(5):
-            writer.add(key_of(i), sequence_of(i))
-        raise error
-    assert_holds(FeatureStore.open(folder), range(5))
-
-
-def test_interrupt_in_the_middle_of_a_flush_loses_nothing(folder, monkeypatch):
-    real, calls = os.fsync, []
-
-    def interrupted(descriptor):
-        calls.append(descriptor)
-        if len(calls) == 1:
-            raise KeyboardInterrupt
-        real(descriptor)
-
-    store = FeatureStore.create(folder, FINGERPRINT)
-    monkeypatch.setattr(os, "fsync", interrupted)
-    with pytest.raises(KeyboardInterrupt), store.writer(shard_sequences=3) as writer:
-        for i in range(5):
-            writer.add(key_of(i), sequence_of(i))
-    assert len(calls) > 1
-    assert_holds(FeatureStore.open(folder), range(3))
-    assert not list(folder.glob("*.tmp"))
-
-
-@pytest.mark.parametrize(
-    "limits", [{"rank": -1}, {"shard_bytes": 0}, {"shard_sequences": 0}, {"shard_sequences": 10**6}]
-)
-def test_writer_with_limits_that_cannot_work_is_refused(folder, limits):
-    store = FeatureStore.create(folder, FINGERPRINT)
-    with pytest.raises(ValueError, match=f"{next(iter(limits))} is"):
-        store.writer(**limits)
-
-
-def test_add_after_close_is_refused(folder):
-    writer = FeatureStore.create(folder, FINGERPRINT).writer()
-    writer.close()
-    with pytest.raises(ValueError, match="closed"):
-        writer.add(key_of(0), sequence_of(0))
-
-
-def test_key_added_again_is_written_once(folder):
-    store = fill(FeatureStore.create(folder, FINGERPRINT), range(2))
-    before = shards(folder)
+    extremes = {
+        dtype: torch.tensor([[torch.finfo(dtype).max, torch.finfo(dtype).min, torch.finfo(dtype).tiny, -0.0]]).to(dtype)
+        for dtype in (torch.float16, torch.float32)
+    }
     with store.writer() as writer:
-        writer.add(key_of(0), sequence_of(5))
-    assert shards(folder) == before
-    assert_holds(store, range(2))
+        for i, features in enumerate(extremes.values()):
+            writer.add(key_of(i), StoredSequence(features, torch.full((1,), torch.nan), torch.tensor([2**62])))
+    assert len(shards(folder)) == 2  # one array has one type
+    for i, features in enumerate(extremes.values()):
+        found = store.read(key_of(i))
+        assert found.features.dtype == features.dtype
+        assert found.features.tolist() == features.tolist()
+        assert found.frame_times_ms.isnan().all()
+        assert found.frame_indices.tolist() == [2**62]
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_store_survives_pickling_with_open_shards_as_a_loader_worker_needs(folder, in_memory):
+    fill(FeatureStore.create(folder, FINGERPRINT), range(3))
+    store = FeatureStore.open(folder, in_memory=in_memory)
+    store.read(key_of(0))
+    again = pickle.loads(pickle.dumps(store))
+    assert again.in_memory == in_memory
+    assert_holds(again, range(3))
+
+
+# --- rows ---
+
+
+def test_find_gives_the_row_of_each_key_and_minus_one_for_the_others(folder):
+    store = FeatureStore.create(folder, FINGERPRINT)
+    assert store.find([key_of(0), key_of(1)]).tolist() == [-1, -1]
+    assert store.find([]).tolist() == []
+    fill(store, range(100), per_shard=9)
+    wanted = [50, 3, 200, 99, 0, 3, 101]
+    rows = store.find([key_of(i) for i in wanted])
+    assert rows.dtype == np.int64
+    assert rows.tolist() == [50, 3, -1, 99, 0, 3, -1]
+    assert list(store.keys()) == [key_of(i) for i in range(100)]
+    assert store.find([]).tolist() == []
+
+
+def test_keys_with_zero_bytes_are_no_other_keys(folder):
+    """NumPy strips zeros at the end of a string, and C ends a string there."""
+    keys = ["00" * 32, "01" + "00" * 31, "0100" * 16, "00" * 31 + "01", "ab" * 31 + "00", "ab" * 30 + "0000"]
+    store = FeatureStore.create(folder, FINGERPRINT)
+    with store.writer() as writer:
+        for i, key in enumerate(keys):
+            writer.add(key, sequence_of(i))
+    for of in (store, FeatureStore.open(folder)):
+        assert list(of.keys()) == keys
+        assert of.find([*keys, "01" * 32]).tolist() == [0, 1, 2, 3, 4, 5, -1]
+        assert "ab" * 31 + "01" not in of
+        for i, key in enumerate(keys):
+            assert_equal(of.read(key), sequence_of(i))
+
+
+def test_rows_stay_what_they_are_when_shards_come_in(folder):
+    store = fill(FeatureStore.create(folder, FINGERPRINT), range(10), rank=3)
+    keys = [key_of(i) for i in range(10)]
+    before = store.find(keys)
+    fill(FeatureStore.open(folder), range(10, 20), rank=0)  # sorts before rank 3
+    store.refresh()
+    assert store.find(keys).tolist() == before.tolist() == list(range(10))
+    assert_holds(store, range(20))
+
+
+@pytest.mark.parametrize("row", [-1, 3, 2**40])
+def test_row_that_no_entry_has_is_refused(folder, row):
+    store = fill(FeatureStore.create(folder, FINGERPRINT), range(3))
+    with pytest.raises(IndexError, match=f"row is {row}, needs 0 to below 3.*find"):
+        store.view(row)
+    with pytest.raises(IndexError, match=f"row is {row}"):
+        store.lengths(np.array([0, row]))
+
+
+def test_index_takes_less_than_a_hundred_bytes_of_memory_an_entry():
+    n = 20_000
+    random = np.random.default_rng(0)
+    tracemalloc.start()
+    try:
+        index = EntryIndex()
+        for _ in range(5):
+            keys = random.integers(0, 256, (n, 32), np.uint8).view("S32").ravel()
+            index.add([ShardIndex(keys, random.integers(1, 99, n), {})])
+        del keys
+        gc.collect()
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(index) == 5 * n
+    assert held < 60 * 5 * n
+
+
+# --- several shards, several processes ---
 
 
 def test_key_in_two_shards_is_one_entry(folder):
@@ -329,7 +239,12 @@ def test_key_in_two_shards_is_one_entry(folder):
     fill(store, range(3), rank=0)
     fill(unaware, range(1, 5), rank=1)
     assert len(shards(folder)) == 2
-    assert_holds(FeatureStore.open(folder), range(5))
+    again = FeatureStore.open(folder)
+    assert_holds(again, range(5))
+    assert again.find([key_of(i) for i in range(5)]).tolist() == [0, 1, 2, 5, 6]
+    assert list(again.keys()) == [key_of(i) for i in range(5)]
+    unaware.refresh()
+    assert_holds(unaware, range(5))
 
 
 def test_refresh_sees_what_other_ranks_wrote_and_what_was_deleted(folder):
@@ -343,161 +258,84 @@ def test_refresh_sees_what_other_ranks_wrote_and_what_was_deleted(folder):
     assert_holds(store, range(2, 4))
 
 
-def test_two_writers_of_one_rank_in_one_process_keep_both_shards(folder):
-    store = FeatureStore.create(folder, FINGERPRINT)
-    with store.writer() as first, store.writer() as second:
-        first.add(key_of(0), sequence_of(0))
-        second.add(key_of(1), sequence_of(1))
-    assert_holds(store, range(2))
-    assert shards(folder) == ["rank0-0.safetensors", "rank0-1.safetensors"]
+def test_shard_that_was_replaced_is_read_anew_and_not_by_the_places_of_the_old_one(folder, tmp_path):
+    store = fill(FeatureStore.create(folder, FINGERPRINT), range(9, 10))
+    other = fill(FeatureStore.create(tmp_path / "other", FINGERPRINT), range(18, 19))  # of the same size
+    (other.path / "rank0-0.safetensors").replace(folder / "rank0-0.safetensors")
+    with pytest.raises(DamagedShardError, match=r"rank0-0\.safetensors: .*changed since it was opened"):
+        store.read(key_of(9))
+    store.refresh()
+    assert_holds(store, range(18, 19))
 
 
-def test_two_processes_of_the_same_rank_overwrite_nothing(folder):
-    writers = [start_writing(folder, 0, numbers, 1) for numbers in (range(120), range(120, 240))]
-    for writer in writers:
-        writer.communicate(timeout=30)
-        assert writer.returncode == 0
-    assert len(shards(folder)) == 240
-    assert_holds(FeatureStore.open(folder, FINGERPRINT), range(240))
+def test_shard_that_went_since_is_named(folder):
+    store = fill(FeatureStore.create(folder, FINGERPRINT), range(4), per_shard=2)
+    (folder / "rank0-0.safetensors").unlink()
+    with pytest.raises(DamagedShardError, match=r"rank0-0\.safetensors: .*gone since it was opened"):
+        store.read(key_of(0))
+    assert_equal(store.read(key_of(3)), sequence_of(3))
 
 
-# --- kills, damage, full disks ---
+def test_more_shards_than_may_be_mapped_are_read_all_the_same(folder, monkeypatch):
+    monkeypatch.setattr(store_module, "_MAX_MAPPED_SHARDS", 2)
+    store = fill(FeatureStore.create(folder, FINGERPRINT), range(6), per_shard=1)
+    for _ in range(2):
+        assert_holds(store, range(6))
+    assert len(store._mapped) == 2
 
 
-def test_store_killed_at_any_moment_opens_whole_and_a_further_run_completes_it(folder, tmp_path):
-    numbers = range(400)
-    lost = []
-    for wait_s in (0.0, 0.013, 0.05, 0.11):
-        writer = start_writing(folder, 0, numbers, 4, pause_s=0.0005)
-        writer.stdout.readline()  # it has begun
-        time.sleep(wait_s)
-        writer.send_signal(signal.SIGKILL)
-        told = [int(line) for line in writer.communicate()[0].split()]
-        assert writer.returncode == -signal.SIGKILL  # it was killed at work, not done
-        store = FeatureStore.open(folder)
-        assert set(store.keys()) <= {key_of(i) for i in numbers}
-        for i in numbers[: len(store)]:
-            assert_equal(store.read(key_of(i)), sequence_of(i))
-        lost.append(max(told, default=0) + 1 - len(store))
-    assert max(lost) <= 4  # at most the open shard
-    with start_writing(folder, 0, numbers, 4) as writer:
-        writer.communicate(timeout=30)
-    assert_holds(FeatureStore.open(folder), numbers)
-    assert not list(folder.glob("*.tmp"))
-    whole = fill(FeatureStore.create(tmp_path / "whole", FINGERPRINT), numbers, shard_sequences=4)
-    assert set(whole.keys()) == set(FeatureStore.open(folder).keys())
+# --- damage ---
 
 
-def test_leftovers_of_a_killed_run_are_ignored_and_removed_by_the_next_writer_of_the_rank(folder):
-    store = fill(FeatureStore.create(folder, FINGERPRINT), range(2))
-    mine, others = folder / "rank0-1.safetensors.tmp", folder / "rank1-0.safetensors.tmp"
-    for leftover in (mine, others):
-        leftover.write_bytes(b"half a shard")
-    assert_holds(FeatureStore.open(folder), range(2))
-    fill(store, range(2, 4))
-    assert_holds(FeatureStore.open(folder), range(4))
-    assert not mine.exists()
-    assert others.exists()
+def position_of(path: Path, i: int) -> int:
+    """Where the features of an entry begin in its shard."""
+    return path.read_bytes().index(sequence_of(i).features.numpy().tobytes())
 
 
-def test_temporary_file_in_use_is_not_removed(folder):
-    store = FeatureStore.create(folder, FINGERPRINT)
-    busy = folder / "rank0-0.safetensors.tmp"
-    with busy.open("wb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        fill(store, range(1))
-        assert busy.exists()
-    assert shards(folder) == ["rank0-1.safetensors"]
+def test_opening_reads_no_features(folder):
+    store = fill(FeatureStore.create(folder, FINGERPRINT), range(6), per_shard=2)
+    for name in shards(folder):
+        flip(folder / name, position_of(folder / name, 2 * int(name[6])))
+    again = FeatureStore.open(folder)
+    assert not again._mapped
+    assert len(again) == len(store) == 6
+    refused = 0
+    for i in range(6):
+        try:
+            again.read(key_of(i))
+        except DamagedShardError:
+            refused += 1
+    assert refused == 3
 
 
-def test_manifest_is_never_needed_and_can_be_made_again_from_the_shards(folder):
-    store = fill(FeatureStore.create(folder, FINGERPRINT), range(6), shard_sequences=2)
-    store.write_manifest()
-    manifest = folder / "manifest.json"
-    wanted = manifest.read_bytes()
-    content = json.loads(wanted)
-    assert (content["format_version"], content["fingerprint_digest"]) == ("1", store.digest)
-    assert content["sequences"] == 6
-    assert {k for shard in content["shards"] for k in shard["entries"]} == {key_of(i) for i in range(6)}
-    for damage in (b"", b"{", b'{"shards": []}'):
-        manifest.write_bytes(damage)
-        assert_holds(FeatureStore.open(folder), range(6))
-    manifest.unlink()
-    FeatureStore.open(folder).write_manifest()
-    assert manifest.read_bytes() == wanted
-    fill(FeatureStore.open(folder), range(6, 8), rank=1)  # and the manifest is stale
-    assert_holds(FeatureStore.open(folder), range(8))
-    store.write_manifest()
-    assert json.loads(manifest.read_bytes())["sequences"] == 8
-
-
-def header(content: dict, claimed: int | None = None, data: bytes = b"") -> bytes:
-    text = json.dumps(content).encode()
-    return (len(text) if claimed is None else claimed).to_bytes(8, "little") + text + data
-
-
-def tensor(dtype: str, shape: list[int], begin: int, end: int) -> dict:
-    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-
-
-def hostile(digest: str) -> dict[str, bytes]:
-    meta = {"__metadata__": {"format_version": "1", "fingerprint_digest": digest}}
-    key = key_of(9)
-    features, times = tensor("F16", [1, 4], 0, 8), tensor("F32", [1], 8, 12)
-    whole = {f"{key}.features": features, f"{key}.frame_times_ms": times}
-    indices = f"{key}.frame_indices"
-    return {
-        "empty": b"",
-        "no header": b"\x00" * 8,
-        "huge header": header({}, claimed=2**62),
-        "not json": header({}, claimed=30, data=b"\xff" * 100),
-        "overlap": header(meta | whole | {indices: tensor("I64", [1], 4, 12)}, data=bytes(12)),
-        "gap": header(meta | whole | {indices: tensor("I64", [1], 20, 28)}, data=bytes(28)),
-        "beyond the end": header(meta | whole | {indices: tensor("I64", [1], 12, 20)}, data=bytes(12)),
-        "path as key": header(meta | {"../../etc/passwd.features": features}, data=bytes(8)),
-        "entry without indices": header(meta | whole, data=bytes(12)),
-        "indices of another length": header(meta | whole | {indices: tensor("I64", [2], 12, 28)}, data=bytes(28)),
-        "times of another type": header(meta | whole | {indices: tensor("I32", [1], 12, 16)}, data=bytes(16)),
-        "whole entry, then a path": header(
-            {indices: tensor("I64", [1], 12, 20)} | whole | meta | {"../x.features": tensor("U8", [1], 20, 21)},
-            data=bytes(21),
-        ),
-        "one tensor more": header(
-            meta | whole | {indices: tensor("I64", [1], 12, 20), f"{key}.label": tensor("U8", [1], 20, 21)},
-            data=bytes(21),
-        ),
-    }
-
-
-@pytest.mark.parametrize("kind", hostile("").keys())
-def test_hostile_shard_is_refused_by_name_with_the_way_out(folder, kind):
-    store = fill(FeatureStore.create(folder, FINGERPRINT), range(2))
-    bad = folder / "rank0-7.safetensors"
-    bad.write_bytes(hostile(store.digest)[kind])
-    for _ in range(2):  # a store that is open already never comes to trust it
-        with pytest.raises(ValueError, match=r"rank0-7\.safetensors: damaged shard"):
-            store.refresh()
-    assert_holds(store, range(2))
-    with pytest.raises(ValueError, match=r"rank0-7\.safetensors: damaged shard: .*Delete this file.*cache_f"):
-        FeatureStore.open(folder)
-    bad.unlink()
-    assert_holds(FeatureStore.open(folder), range(2))
-
-
-def test_shard_without_metadata_is_refused_by_name(folder):
-    FeatureStore.create(folder, FINGERPRINT)
-    save_file({f"{key_of(0)}.features": torch.zeros(1, 4)}, folder / "rank0-0.safetensors")
-    with pytest.raises(ValueError, match=r"rank0-0\.safetensors: format version"):
-        FeatureStore.open(folder)
+def test_entry_is_compared_with_its_digest_once_and_again_when_it_is_asked_for(folder, monkeypatch):
+    store = fill(FeatureStore.create(folder, FINGERPRINT), range(3))
+    seen = []
+    fault = store_module.MappedShard.fault
+    monkeypatch.setattr(store_module.MappedShard, "fault", lambda *at: (seen.append(at[1]), fault(*at))[1])
+    for _ in range(3):
+        store.read(key_of(1))
+        store.view(2)
+    assert seen == [1, 2]
+    store.check(key_of(1))
+    assert seen == [1, 2, 1]
+    path = folder / "rank0-0.safetensors"
+    flip(path, position_of(path, 1))  # the map shows it
+    with pytest.raises(DamagedShardError, match=f"{re.escape(str(path))}: .*{key_of(1)}.*store prune"):
+        store.check(key_of(1))
+    with pytest.raises(DamagedShardError):
+        store.read(key_of(1))  # what is known to be damaged is no longer served
+    flip(path, position_of(path, 0) + 2)
+    assert_equal(store.read(key_of(2)), sequence_of(2))
 
 
 def test_truncated_shard_costs_only_its_own_entries(folder):
-    store = fill(FeatureStore.create(folder, FINGERPRINT), range(9), shard_sequences=3)
+    store = fill(FeatureStore.create(folder, FINGERPRINT), range(9), per_shard=3)
     bad = folder / "rank0-1.safetensors"
     os.truncate(bad, bad.stat().st_size - 5)
-    with pytest.raises(ValueError, match=r"rank0-1\.safetensors: damaged"):
+    with pytest.raises(DamagedShardError, match=r"rank0-1\.safetensors: damaged"):
         FeatureStore.open(folder)
-    with pytest.raises(ValueError, match=r"rank0-1\.safetensors: damaged.*size"):
+    with pytest.raises(DamagedShardError, match=r"rank0-1\.safetensors: damaged.*changed"):
         store.read(key_of(4))  # opened before the damage: an error, not a crash
     bad.unlink()
     again = FeatureStore.open(folder)
@@ -505,17 +343,51 @@ def test_truncated_shard_costs_only_its_own_entries(folder):
     assert_holds(fill(again, range(9)), range(9))
 
 
-def test_full_disk_names_the_shard_and_leaves_the_store_as_it_was(folder):
-    store = fill(FeatureStore.create(folder, FINGERPRINT), range(3))
-    writer = store.writer()
-    writer.add(key_of(3), sequence_of(3))
-    with largest_file(200), pytest.raises(OSError, match=r"rank0-1\.safetensors") as full:
-        writer.flush()
-    assert full.value.errno == errno.EFBIG
-    assert sorted(p.name for p in folder.iterdir()) == ["fingerprint.json", "rank0-0.safetensors"]
-    assert_holds(FeatureStore.open(folder), range(3))
-    writer.close()  # there is room again: the entry was still held
-    assert_holds(FeatureStore.open(folder), range(4))
+def test_store_in_a_folder_with_spaces_is_repaired_by_the_command_as_it_stands(tmp_path):
+    folder = tmp_path / "my features; rm -r"
+    fill(FeatureStore.create(folder, FINGERPRINT), range(1))
+    flip(folder / "rank0-0.safetensors", 20)
+    with pytest.raises(DamagedShardError, match=f"store prune '{folder}';"):
+        FeatureStore.open(folder)
+
+
+# --- in memory ---
+
+
+def test_store_in_memory_reads_no_file_after_it_is_opened(folder):
+    fill(FeatureStore.create(folder, FINGERPRINT), range(5), per_shard=2)
+    store = FeatureStore.open(folder, in_memory=True)
+    shutil.rmtree(folder)
+    assert_holds(store, range(5))
+
+
+def test_store_in_memory_compares_with_digests_and_takes_in_what_comes(folder):
+    fill(FeatureStore.create(folder, FINGERPRINT), range(3))
+    path = folder / "rank0-0.safetensors"
+    flip(path, position_of(path, 1))
+    store = FeatureStore.open(folder, in_memory=True)
+    with pytest.raises(DamagedShardError, match=f"{key_of(1)} is not what was written.*store prune"):
+        store.read(key_of(1))
+    fill(FeatureStore.open(folder), range(3, 5), rank=1)
+    store.refresh()
+    assert_equal(store.read(key_of(4)), sequence_of(4))
+    path.unlink()
+    store.refresh()
+    assert_holds(store, range(3, 5))
+
+
+def test_store_larger_than_the_memory_that_is_free_is_refused_with_both_numbers(folder, monkeypatch):
+    fill(FeatureStore.create(folder, FINGERPRINT), range(1))
+    with (folder / "rank0-1.safetensors").open("wb") as file:
+        file.truncate(2**43)  # takes no room on the disk
+    free = store_module.free_bytes()
+    assert 2**20 < free < 2**43
+    monkeypatch.setattr(store_module, "free_bytes", lambda: 3 * 2**30)
+    with pytest.raises(ValueError, match=r"8192\.00 GiB, needs at most 3\.00 GiB.*without in_memory"):
+        FeatureStore.open(folder, in_memory=True)
+
+
+# --- a folder that is only read ---
 
 
 def test_read_only_folder_can_be_read_and_says_its_path_when_written():

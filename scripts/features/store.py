@@ -267,14 +267,16 @@ def _refuse_foreign_shards(path: Path, digest: str) -> None:
 
 def _refuse_above_memory(path: Path, n_bytes: int) -> None:
     """Raise ValueError if the shards of the store at `path` do not fit into the memory that is free."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with (
-        suppress(OSError, StopIteration),
-        Path("/proc/meminfo").open() as lines,
-    ):  # counts what the cache would give back
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    free = free_bytes()
     if n_bytes > free:
         allowed = f"at most {free / 2**30:.2f} GiB, the memory that is free"
         raise ValueError(
             bad_value(path, "size of the shards", f"{n_bytes / 2**30:.2f} GiB", allowed, "Open it without in_memory.")
         )
+
+
+def free_bytes() -> int:
+    """Memory that a process can still have."""
+    with suppress(OSError, StopIteration), Path("/proc/meminfo").open() as lines:  # with what the cache would give back
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
