@@ -3,12 +3,116 @@
 import difflib
 import inspect
 import sys
+from typing import Any
 
 from scripts.errors import bad_value
 
 
+class StoreCommands:
+    """Look at a feature store, check it, repair it, join several, hand one on."""
+
+    def info(self, path: str) -> None:
+        """Tell what a store holds and what it was made with; reads no feature. Exit status 1 if a shard is damaged.
+
+        Args:
+            path: the store, features_dir of the workflows.
+        """
+        from scripts.features.overview import store_info
+
+        _finish(*store_info(path))
+
+    def verify(
+        self,
+        path: str,
+        datalist: str | None = None,
+        dataset_dir: str | None = None,
+        models_dir: str | None = None,
+        sample: int = 16,
+        seed: int = 0,
+    ) -> None:
+        """Compare every byte of a store with its digests; with a datalist also encode a sample of its exams again.
+
+        Names each damaged shard and the command that repairs the store. Encoding needs the encoder's weights and
+        versions as the store was made with; equal bits are expected on the same machine, elsewhere a cosine of at
+        least 0.999 for each frame. Exit status 1 if anything is wrong.
+
+        Args:
+            path: the store.
+            datalist: list of the exams it was made from; several are separated by commas.
+            dataset_dir: what the list's paths are relative to; the list's folder if not given.
+            models_dir: where encoder weights are; models of this bundle if not given.
+            sample: exams encoded again, drawn at random.
+            seed: of the draw.
+        """
+        from scripts.features.verification import verify_store
+
+        _finish(*verify_store(path, datalist, dataset_dir, models_dir, sample, seed))
+
+    def merge(self, output: str, *paths: str) -> None:
+        """Join stores of one fingerprint into one with large shards; with a single one, write it compactly.
+
+        Every sequence is verified while it is copied, and kept once. A merge that was interrupted goes on when it is
+        run again. Exit status 1 if something damaged was left out.
+
+        Args:
+            output: a new or empty folder, or a store of the same fingerprint, which gets what it lacks.
+            paths: the stores, which stay as they are.
+        """
+        from scripts.features.merging import merge_stores
+
+        _finish(*merge_stores(output, paths))
+
+    def prune(
+        self, path: str, datalist: str | None = None, dataset_dir: str | None = None, dry_run: bool = False
+    ) -> None:
+        """Repair a store: drop what is damaged or double and what killed runs left, keep the rest.
+
+        With a datalist also drops what no exam in it needs. Then cache_features computes what is missing. Exit
+        status 1 if a shard of another store lies here, which has to be moved away by hand.
+
+        Args:
+            path: the store.
+            datalist: keep the exams of this list alone; several lists are separated by commas.
+            dataset_dir: what the list's paths are relative to; the list's folder if not given.
+            dry_run: only say what would go.
+        """
+        from scripts.features.maintenance import prune_store
+
+        _finish(*prune_store(path, datalist, dataset_dir, dry_run))
+
+    def export(
+        self,
+        path: str,
+        output: str,
+        licence: str,
+        datalist: str | None = None,
+        dataset_dir: str | None = None,
+        synthetic: bool = False,
+        skip_missing: bool = False,
+    ) -> None:
+        """Write a folder that another institution trains from without any image: features, manifest, README.
+
+        With a datalist its exams alone, with labels and splits; patients and sequences are numbered anew. No name,
+        path or date goes with it.
+
+        Args:
+            path: the store.
+            output: a new or empty folder.
+            licence: under which others may use the features, such as "CC BY 4.0".
+            datalist: list of exams with their labels.
+            dataset_dir: what the list's paths are relative to; the list's folder if not given.
+            synthetic: the exams were made by a program, and the folder shall say so.
+            skip_missing: leave out exams that the store does not have, instead of refusing.
+        """
+        from scripts.features.export import export_store
+
+        print(export_store(path, output, licence, datalist, dataset_dir, synthetic, skip_missing))
+
+
 class Commands:
     """Commands beside the workflows of configs/, which run with `python -m monai.bundle run`."""
+
+    store = StoreCommands()
 
     def phantom(
         self, output_dir: str, kind: str = "ffa_leak", num_patients: int = 120, seed: int = 0, rows: int = 256
@@ -89,9 +193,7 @@ class Commands:
         from scripts.datalists.sheet import run_check
 
         text, passed = run_check(datalist, dataset_dir, output_dir, max_sequence_bytes, sample)
-        print(text)
-        if not passed:
-            raise SystemExit(1)
+        _finish(text, passed)
 
     def weights(self, name: str, models_dir: str = "models", source: str | None = None) -> None:
         """Make or download named encoder weights, verify them and print their digest.
@@ -119,18 +221,32 @@ class Commands:
         run_demo(output_dir, num_patients, seed)
 
 
+def _finish(text: str, passed: bool) -> None:
+    """Print what was found, and end with status 1 if something is wrong."""
+    print(text)
+    if not passed:
+        raise SystemExit(1)
+
+
 def reject_unknown_flags(arguments: list[str]) -> None:
     """Refuse a flag that the command does not have, before Fire runs the command and then stumbles over it."""
-    method = getattr(Commands, arguments[0].replace("-", "_"), None) if arguments else None
-    if method is None:
+    command: Any = Commands
+    words: list[str] = []
+    while inspect.isclass(command) or isinstance(command, StoreCommands):
+        if len(words) == len(arguments) or arguments[len(words)].startswith("-"):
+            return
+        words.append(arguments[len(words)])
+        command = getattr(command, words[-1].replace("-", "_"), None)
+    if command is None:
         return
-    known = [name for name in inspect.signature(method).parameters if name != "self"]
-    for argument in arguments[1:]:
+    parameters = inspect.signature(command).parameters.values()
+    known = [p.name for p in parameters if p.name != "self" and p.kind is not p.VAR_POSITIONAL]
+    for argument in arguments[len(words) :]:
         name = argument[2:].partition("=")[0].replace("-", "_")
         if argument.startswith("--") and name not in (*known, "help", ""):
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean --{near[0]}?" if near else ""
-            raise ValueError(bad_value(arguments[0], "flag", f"--{name}", f"one of {', '.join(known)}", hint))
+            raise ValueError(bad_value(" ".join(words), "flag", f"--{name}", f"one of {', '.join(known)}", hint))
 
 
 def main() -> None:
