@@ -10,6 +10,7 @@ import pytest
 
 from scripts.features.sharing import share
 from scripts.keys import IMAGE, SOURCE
+from tests.conftest import assert_message
 
 ROOT = Path(__file__).resolve().parent.parent
 # A process of torchrun: takes exams until there are none, each costing its size in milliseconds.
@@ -47,6 +48,13 @@ def test_processes_without_a_group_take_every_nth_exam(tmp_path, number, world_s
     taken = [list(share(items, rank, world_size)) for rank in range(world_size)]
     assert sorted(index for part in taken for index in part) == list(range(number))
     assert all(part == sorted(part) for part in taken)
+
+
+@pytest.mark.parametrize(("rank", "world_size"), [(2, 2), (-1, 2), (1, 1)])
+def test_rank_that_is_none_of_the_processes_is_refused(rank, world_size):
+    with pytest.raises(ValueError) as error:
+        next(share([], rank, world_size))
+    assert_message(error.value, "configuration", "rank", rank, f"0 to {world_size - 1}")
 
 
 def test_processes_of_torchrun_take_each_exam_once_and_end_together_though_the_longest_is_listed_last(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from scripts.errors import bad_value
 from scripts.keys import ENTRY, IMAGE
 from scripts.sequences.reader import source_files
 
@@ -25,7 +26,13 @@ def share(items: Sequence[dict[str, Any]], rank: int, world_size: int) -> Iterat
         items: the same list in every process.
         rank: of this process.
         world_size: number of processes.
+
+    Raises:
+        ValueError: a rank that the number of processes does not have.
     """
+    if not 0 <= rank < world_size:
+        allowed = f"0 to {world_size - 1}, for a world_size of {world_size}"
+        raise ValueError(bad_value("configuration", "rank", rank, allowed))
     if world_size == 1 or not dist.is_initialized():
         yield from range(rank, len(items), world_size)
         return
