@@ -16,7 +16,7 @@ from scripts.features.shards import list_shards
 from scripts.features.store import FeatureStore
 from scripts.pages import counted
 
-SHARD_BYTES = 256 * 2**20  # three times that are in memory while a shard is written
+SHARD_BYTES = 128 * 2**20  # some five times that are in memory while a shard is written
 
 
 class Copied(NamedTuple):

