@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.features import maintenance, merging
+from scripts.features import inspection, maintenance, merging
 from scripts.features.entries import entry_key, pass_key
 from scripts.features.maintenance import prune_store
 from scripts.features.merging import merge_stores
 from scripts.features.overview import store_info
-from scripts.features.shards import StoredSequence
+from scripts.features.shards import StoredSequence, read_index
 from scripts.features.store import FeatureStore
 from scripts.features.verification import verify_store
 from tests.conftest import assert_message
@@ -80,11 +80,24 @@ def test_info_tells_numbers_and_what_the_store_was_made_with(store):
     assert rows["size"] == f"{size / 1024:.1f} KiB"
     assert rows["shards"].startswith("4,")
     assert rows["features"] == "(T, 8) float16"
-    assert rows["encoder"] == "name tiny"
+    assert rows["encoder"] == "tiny"
     assert rows["weights"] == "dinov2_small, digest ab"
     assert rows["preprocessing"] == "image_size 112, window percentile"
     assert rows["made with"] == "python 3"
     assert rows["fingerprint"] == FeatureStore.open(store).digest[:16]
+
+
+def test_info_counts_the_augmented_passes_that_are_stored(tmp_path):
+    augmentation = {"seed": 7, "1 Turn": {"class": "Turn"}}
+    folder = tmp_path / "features"
+    for count in (0, 3):
+        store = FeatureStore.create(folder, {**FINGERPRINT, "augmentation": augmentation})
+        with store.writer() as writer:
+            for number in range(5):
+                for augmented in range(count + 1):
+                    writer.add(pass_key(key_of(number), augmented), sequence_of(number))
+        wanted = f"{count}, seed 7" if count else "none"
+        assert re.search(f"^augmented passes +{wanted}$", store_info(folder, progress=False)[0], re.MULTILINE)
 
 
 def test_info_reads_no_feature(store):
@@ -191,6 +204,24 @@ def test_shard_of_another_store_is_told_and_left_alone(store, tmp_path):
     assert (store / "rank7-0.safetensors").exists()
     (store / "rank7-0.safetensors").unlink()
     assert_holds(FeatureStore.open(store), range(20))
+
+
+def test_shard_that_the_system_does_not_let_be_read_is_told_and_never_dropped(store, monkeypatch):
+    def refusing(path, digest):
+        if path.name == "rank0-1.safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_index(path, digest)
+
+    damage(store, 0)
+    before = content(store)["rank0-1.safetensors"]
+    with monkeypatch.context() as patched:
+        patched.setattr(inspection, "read_index", refusing)
+        text, whole = prune_store(store, progress=False)
+        assert not whole
+        assert "Permission denied" in text
+        assert not merge_stores(store.with_name("all"), [store], progress=False)[1]
+    assert content(store)["rank0-1.safetensors"] == before
+    assert_holds(FeatureStore.open(store), range(1, 20))
 
 
 # --- prune ---

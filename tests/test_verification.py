@@ -11,9 +11,10 @@ from monai.bundle import create_workflow
 
 from scripts.features.exams import encode
 from scripts.features.origin import read_origin
+from scripts.features.recomputation import BUNDLE_ROOT, compare
 from scripts.features.shards import StoredSequence
 from scripts.features.store import FeatureStore
-from scripts.features.verification import BUNDLE_ROOT, compare, verify_store
+from scripts.features.verification import verify_store
 from tests.conftest import assert_message
 from tests.exams import write_exam
 from tests.stores import flip, key_of, sequence_of
@@ -145,7 +146,7 @@ def test_exam_that_cannot_be_encoded_any_more_fails(made, monkeypatch):
             exam.images, exam.error = [], f"{exam.item['source']}: no pixels"
             yield from encode([exam], engine)
 
-    monkeypatch.setattr("scripts.features.verification.encode", failing)
+    monkeypatch.setattr("scripts.features.recomputation.encode", failing)
     text, whole = verify(made / "features", made, sample=1)
     assert not whole
     assert re.search(r"^FAILED: \d\.dcm: no pixels$", text, re.MULTILINE)
@@ -163,6 +164,13 @@ def test_list_that_came_with_an_export_cannot_be_encoded(store, made, tmp_path):
     (tmp_path / "datalist.json").write_text(json.dumps({"test": [{"entry": key}]}))
     with pytest.raises(ValueError, match="no images"):
         verify_store(store, str(tmp_path / "datalist.json"), progress=False)
+
+
+@pytest.mark.parametrize("sample", [0, -1, 1.5, "many"])
+def test_sample_that_is_no_count_is_refused(made, sample):
+    with pytest.raises(ValueError, match="sample") as error:
+        verify(made / "features", made, sample=sample)
+    assert_message(error.value, "configuration", "sample", sample)
 
 
 def test_compare_tells_the_lowest_cosine_of_a_frame():

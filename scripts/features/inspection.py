@@ -42,7 +42,7 @@ class Inspected(NamedTuple):
     folder: Path
     shard: Shard
     error: str | None  # why the store cannot be opened with it; some entries may still be whole
-    foreign: bool  # the reason is that it belongs to another store
+    spared: bool  # that is no damage: it belongs to another store, or the system does not let it be read
     keys: np.ndarray  # (n,) S32
     asked: np.ndarray  # (n,) bool: was to be looked at
     good: np.ndarray  # (n,) bool: was looked at and is what was written
@@ -126,28 +126,28 @@ def inspect_shard(
     folder: Path, digest: str, shard: Shard, wanted: Callable[[np.ndarray], np.ndarray] | None = None
 ) -> Inspected:
     """One shard, its entries compared with their digests; arguments as for `inspect_stores`."""
-    path, error, foreign = folder / shard.name, None, False
+    path, error, spared = folder / shard.name, None, False
     index: ShardIndex | None
     try:
         index = read_index(path, digest)
     except (ValueError, OSError) as refusal:
-        error, foreign = str(refusal), isinstance(refusal, ForeignShardError)
+        error, spared = str(refusal), isinstance(refusal, (ForeignShardError, OSError))
         index = _index_of_damaged(path, digest)
     try:
         mapped = index and map_shard(folder, shard, index.places)
     except (ValueError, OSError) as refusal:
-        error, index = str(refusal), None
+        error, spared, index = str(refusal), True, None  # it was replaced or removed just now
     if index is None or mapped is None:
         none = np.empty(0, bool)
         keys, lengths = np.empty(0, f"S{_KEY_BYTES}"), np.empty(0, np.int64)
-        return Inspected(folder, shard, error, foreign, keys, none, none, lengths, None)
+        return Inspected(folder, shard, error, spared, keys, none, none, lengths, None)
     asked = np.ones(len(index.keys), bool) if wanted is None else wanted(index.keys)
     good = np.zeros(len(index.keys), bool)
     ends = np.cumsum(index.lengths)
     for number in np.flatnonzero(asked).tolist():
         frames = slice(int(ends[number] - index.lengths[number]), int(ends[number]))
         good[number] = not mapped.fault(number, frames)
-    return Inspected(folder, shard, error, foreign, index.keys, asked, good, index.lengths, mapped)
+    return Inspected(folder, shard, error, spared, index.keys, asked, good, index.lengths, mapped)
 
 
 def _index_of_damaged(path: Path, digest: str) -> ShardIndex | None:
@@ -186,7 +186,7 @@ def leftovers(folder: Path) -> list[Path]:
 
 
 def among(keys: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Which keys (n,) S32 are in `known`, sorted (m,) S32: (n,) bool."""
+    """Which keys (n,) are in `known`, sorted (m,) of the same type: (n,) bool."""
     if not len(known):
         return np.zeros(len(keys), bool)
     return known[np.minimum(known.searchsorted(keys), len(known) - 1)] == keys

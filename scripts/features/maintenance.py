@@ -45,7 +45,8 @@ def prune_store(
     """Drop what is damaged or doubled in a store, what killed runs left, and what no exam of the lists needs.
 
     Only shards concerned are written again, each under a new name before the old one goes, so that whenever this is
-    killed every sequence is still there. A shard of another store is told of and left alone.
+    killed every sequence is still there. A shard of another
+    store, or one that the system does not let be read, is told of and left alone.
 
     Args:
         path: of the store.
@@ -73,7 +74,7 @@ def prune_store(
         if not dry_run:
             for pattern in (SHARD_PATTERN.format("*"), f"{FINGERPRINT_FILE}.*"):
                 remove_leftovers(folder, pattern)
-    whole = not any(plan.shard.foreign for plan in plans)
+    whole = not any(plan.shard.spared for plan in plans)
     return "\n".join(_report(plans, len(killed), freed, dry_run)), whole
 
 
@@ -132,7 +133,7 @@ def _carry_out(plan: Plan, digest: str, dry_run: bool) -> int:
         ValueError: the shard was changed since it was planned.
     """
     (folder, shard), path, keep = plan.shard[:2], plan.shard.path, plan.keep
-    if plan.shard.foreign or (plan.shard.error is None and keep.all()):
+    if plan.shard.spared or (plan.shard.error is None and keep.all()):
         return 0
     if dry_run:
         return int(shard.n_bytes * (1 - keep.mean())) if len(keep) else shard.n_bytes
@@ -150,7 +151,7 @@ def _carry_out(plan: Plan, digest: str, dry_run: bool) -> int:
 def _report(plans: Sequence[Plan], num_killed: int, freed: int, dry_run: bool) -> list[str]:
     """What was wrong, what went, what is left."""
     lines = [plan.shard.told for plan in plans if plan.shard.told]
-    lost = sum(plan.shard.error is not None and not plan.shard.foreign and not len(plan.keep) for plan in plans)
+    lost = sum(plan.shard.error is not None and not plan.shard.spared and not len(plan.keep) for plan in plans)
     damaged = sum(plan.shard.damaged for plan in plans)
     doubled, unlisted = sum(plan.doubled for plan in plans), sum(plan.unlisted for plan in plans)
     left = sum(int(plan.keep.sum()) for plan in plans)
