@@ -268,6 +268,16 @@ def test_damaged_copy_of_an_entry_costs_nothing_where_another_is_whole(store):
     assert_holds(FeatureStore.open(store), range(20))
 
 
+def test_prune_of_an_empty_store_and_of_one_that_is_all_damaged_leaves_an_empty_one(store, tmp_path):
+    FeatureStore.create(tmp_path / "new", FINGERPRINT)
+    for name in shards(store):
+        flip(store / name, 12)
+    for folder in (tmp_path / "new", store):
+        assert prune_store(folder, progress=False)[1]
+        assert_holds(FeatureStore.open(folder), range(0))
+        assert verify_store(folder, progress=False)[1]
+
+
 @pytest.mark.parametrize("fatal", range(6))
 def test_prune_killed_at_any_step_loses_nothing_and_the_next_one_ends_it(store, monkeypatch, fatal):
     for number in (1, 6, 11):

@@ -20,6 +20,7 @@ from scripts.features.headers import read_head
 from scripts.features.origin import FINGERPRINT_FILE
 from scripts.features.shards import (
     FORMAT_VERSION,
+    SHARD_PATTERN,
     ForeignShardError,
     MappedShard,
     Shard,
@@ -175,13 +176,13 @@ def read_indexes(folder: Path, digest: str, progress: bool = True) -> Iterator[t
             yield shard, str(error)
 
 
-def leftovers(folder: Path) -> list[Path]:
-    """Temporary files that killed processes left; what a living one holds is not among them."""
+def leftovers(folder: Path) -> list[int]:
+    """Sizes in bytes of the temporary files that killed processes left; what a living one holds is not among them."""
     found = []
-    for path in sorted([*folder.glob("rank*.safetensors.tmp"), *folder.glob(f"{FINGERPRINT_FILE}.*.tmp")]):
+    for path in [*folder.glob(f"{SHARD_PATTERN.format('*')}.tmp"), *folder.glob(f"{FINGERPRINT_FILE}.*.tmp")]:
         with suppress(OSError), path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            found.append(path)
+            found.append(os.fstat(file.fileno()).st_size)
     return found
 
 

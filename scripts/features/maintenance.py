@@ -45,8 +45,8 @@ def prune_store(
     """Drop what is damaged or doubled in a store, what killed runs left, and what no exam of the lists needs.
 
     Only shards concerned are written again, each under a new name before the old one goes, so that whenever this is
-    killed every sequence is still there. A shard of another
-    store, or one that the system does not let be read, is told of and left alone.
+    killed every sequence is still there. A shard of another store, or one that the system does not let be read, is
+    told of and left alone.
 
     Args:
         path: of the store.
@@ -68,12 +68,12 @@ def prune_store(
     with only_one(folder):
         plans = list(_plans(folder, digest, exams, progress))
         killed = leftovers(folder)
-        freed = sum(file.stat().st_size for file in killed)
-        for plan in plans:
-            freed += _carry_out(plan, digest, dry_run)
         if not dry_run:
             for pattern in (SHARD_PATTERN.format("*"), f"{FINGERPRINT_FILE}.*"):
                 remove_leftovers(folder, pattern)
+        freed = sum(killed)
+        for plan in sorted(plans, key=lambda plan: bool(plan.keep.any())):  # the disk may be full: first what only goes
+            freed += _carry_out(plan, digest, dry_run)
     whole = not any(plan.shard.spared for plan in plans)
     return "\n".join(_report(plans, len(killed), freed, dry_run)), whole
 

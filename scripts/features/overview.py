@@ -49,8 +49,7 @@ def store_info(path: str | Path, progress: bool = True) -> tuple[str, bool]:
     killed = leftovers(folder)
     rows = [*_content_rows(contents), *_origin_rows(origin, contents.passes)]
     if killed:
-        size = sum(file.stat().st_size for file in killed)
-        rows.append(("left by killed runs", f"{counted(len(killed), 'file')}, {readable_bytes(size)}"))
+        rows.append(("left by killed runs", f"{counted(len(killed), 'file')}, {readable_bytes(sum(killed))}"))
     width = max(len(name) for name, _ in rows)
     lines = [f"{'store'.ljust(width)}  {folder}"]
     lines += [f"{name.ljust(width)}  {_wrapped(value, width + 2)}" for name, value in rows]
