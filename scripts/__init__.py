@@ -45,6 +45,7 @@ Imports point from the end of this list to its beginning, never back.
 
     datalists/     folders, labels -> datalist -> checked items
       datalist     datalist.json -> checked items, task
+      items        one entry of a list -> checked item, paths inside dataset_dir
       labels       table of labels -> labelled items, task, splits with patients kept apart
       grouping     DICOM headers -> which files make one run
       scan         folder or DICOMDIR -> its sequences, and what was left out
@@ -57,20 +58,45 @@ Imports point from the end of this list to its beginning, never back.
       sheet        checked list -> check.json, check.html with pictures
 
     networks/      tensors -> tensors
-      encoder      frames (N, 3, H, W) -> features (N, D), any timm backbone
+      encoder      frames (N, 3, H, W) -> features (N, D) or patch tokens (N, P, D), any timm backbone
       weights      name -> verified state dict of the encoder, digest
       heads        features (B, T, D), lengths, times -> logits (B, K), frame weights (B, T)
       classifier   image (B, T, 3, H, W) -> logits (B, K)
       card         model.pt, model.json <-> network
 
-    features/      frames -> features on disk
-      shards       entries <-> one file, whole or not at all
-      store        key -> features (T, D), times, indices; one fingerprint a store
-      fingerprint  encoder, preprocessing, precision -> what a store must have been made with
+    store/         features on disk, by key
+      files        bytes -> a file of the store, whole or absent
+      headers      a file that may hold anything -> what it says of itself as a shard
+      shards       entries <-> one shard, six arrays; digests checked
+      origin       fingerprint.json <-> fingerprint, settings, versions
+      index        indexes of shards -> row of a key, place of a row
+      writer       entries -> the shards of one rank
+      store        key -> features (T, D) or (T, P, D), times, indices; one fingerprint a store
+
+    features/      frames -> features on disk, batches from there
+      engines      frames (N, 3, H, W) -> features, by PyTorch, compiled or OpenVINO; size of a batch
+      packing      images of several sequences -> full batches -> features of each
+      entries      item -> key of its entry, digest of its bytes
+      exams        list -> exams read ahead -> entries
+      sharing      list -> exams of this process, when several share it
+      fingerprint  encoder, preprocessing, precision, versions -> what a store must have been made with
       extract      items, encoder -> store
       batching     store, labels -> batch (B, T, D), lengths, frame_times_ms, label
+      sampling     lengths -> batches of sequences alike in length
+
+    curation/      what is done to a whole store
+      inspection   shards in any state -> which of their entries are what was written
+      lookup       items -> keys of their exams, plain and augmented
+      overview     store -> a table of what it holds
+      maintenance  store -> the same without what is damaged, doubled or no longer needed
+      merging      stores -> one store of large shards
+      recomputation  store, items -> a sample of exams encoded again
+      verification   store -> whether it still is what was written
+      readme       exported store -> its README
+      export       store, datalist -> a folder to train from without images
 
     training/      what the engines need
+      threads      head, batch -> the number of CPU threads that trains it fastest
       losses       logits, labels -> loss, probabilities, likelihood
       engine       batches, metrics, handlers, devices for MONAI's engines
       controls     store, labels -> probabilities of the model, of one frame alone

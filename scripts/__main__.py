@@ -17,7 +17,7 @@ class StoreCommands:
         Args:
             path: the store, features_dir of the workflows.
         """
-        from scripts.features.overview import store_info
+        from scripts.curation.overview import store_info
 
         _finish(*store_info(path))
 
@@ -44,7 +44,7 @@ class StoreCommands:
             sample: exams encoded again, drawn at random.
             seed: of the draw.
         """
-        from scripts.features.verification import verify_store
+        from scripts.curation.verification import verify_store
 
         _finish(*verify_store(path, datalist, dataset_dir, models_dir, sample, seed))
 
@@ -58,7 +58,7 @@ class StoreCommands:
             output: a new or empty folder, or a store of the same fingerprint, which gets what it lacks.
             paths: the stores, which stay as they are.
         """
-        from scripts.features.merging import merge_stores
+        from scripts.curation.merging import merge_stores
 
         _finish(*merge_stores(output, paths))
 
@@ -76,7 +76,7 @@ class StoreCommands:
             dataset_dir: what the list's paths are relative to; the list's folder if not given.
             dry_run: only say what would go.
         """
-        from scripts.features.maintenance import prune_store
+        from scripts.curation.maintenance import prune_store
 
         _finish(*prune_store(path, datalist, dataset_dir, dry_run))
 
@@ -104,7 +104,7 @@ class StoreCommands:
             synthetic: the exams were made by a program, and the folder shall say so.
             skip_missing: leave out exams that the store does not have, instead of refusing.
         """
-        from scripts.features.export import export_store
+        from scripts.curation.export import export_store
 
         print(export_store(path, output, licence, datalist, dataset_dir, synthetic, skip_missing))
 

@@ -1,7 +1,7 @@
 """Names shared by the whole flow: dictionary keys, splits, and the letters of tensor shapes.
 
 B sequences, T frames, C channels, H rows, W columns, N frames of several sequences flattened,
-D encoder feature width, M model width, K classes.
+P patches of a frame, D encoder feature width, M model width, K classes.
 """
 
 # --- keys of an item, a batch and an engine's output ---

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from scripts.features.shards import StoredSequence
-from scripts.features.store import FeatureStore
+from scripts.store.shards import StoredSequence
+from scripts.store.store import FeatureStore
 
 ROOT = Path(__file__).parent.parent
 FINGERPRINT = {"encoder": {"name": "tiny", "digest": "ab"}, "image_size": [224, 224], "mean": 0.5}
@@ -20,7 +20,7 @@ _FORKS = """
 import json, os, signal, sys, time
 from pathlib import Path
 import torch
-from scripts.features.store import FeatureStore
+from scripts.store.store import FeatureStore
 from tests.stores import FINGERPRINT, key_of, sequence_of
 
 def write(folder, numbers, per_shard, pause_s):

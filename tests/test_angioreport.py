@@ -6,8 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scripts.features.store import FeatureStore
 from scripts.networks.card import read_card
+from scripts.store.store import FeatureStore
 from tests.angioreport import CLASSES, write_angioreport
 
 ROOT = Path(__file__).resolve().parent.parent

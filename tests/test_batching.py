@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from scripts.features.batching import FeatureDataset, collate_sequences, feature_scale
 from scripts.features.entries import entry_key, pass_key
-from scripts.features.store import FeatureStore, StoredSequence
 from scripts.keys import ENTRY, ERROR, FEATURES, FRAME_TIMES, IMAGE, LABEL, LENGTHS, PATIENT, SEQUENCE, SOURCE
+from scripts.store.store import FeatureStore, StoredSequence
 from tests.exams import item_of
 
 LENGTHS_STORED = (6, 1, 4)
@@ -188,7 +188,7 @@ def test_exams_are_hashed_in_several_threads_and_stay_in_order(fill, monkeypatch
         together.wait()  # passes only where two threads hash at once
         return entry_key(item)
 
-    monkeypatch.setattr("scripts.features.batching.entry_key", meeting)
+    monkeypatch.setattr("scripts.features.entries.entry_key", meeting)
     assert FeatureDataset(items, store).keys == [entry_key(item) for item in items]
 
 

@@ -6,9 +6,9 @@ import torch
 
 from scripts.features.batching import FeatureDataset
 from scripts.features.entries import entry_key
-from scripts.features.store import FeatureStore, StoredSequence
 from scripts.keys import FEATURES, FRAME_TIMES, LABEL, MULTICLASS, MULTILABEL
 from scripts.networks.heads import GRUHead
+from scripts.store.store import FeatureStore, StoredSequence
 from scripts.training.controls import labels_of, predict, single_best_frame
 from tests.exams import item_of
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from scripts.curation.export import export_store
+from scripts.curation.overview import store_info
+from scripts.curation.verification import verify_store
 from scripts.datalists.datalist import all_items, is_synthetic, labelled_split, read_datalist, read_task
 from scripts.features.batching import FeatureDataset
 from scripts.features.entries import entry_key, pass_key
-from scripts.features.export import export_store
-from scripts.features.overview import store_info
-from scripts.features.store import FeatureStore
-from scripts.features.verification import verify_store
 from scripts.keys import FEATURES, FRAME_TIMES, LABEL, PATIENT, SEQUENCE, SPLITS
+from scripts.store.store import FeatureStore
 from tests.conftest import PERSON, assert_message, assert_no_person
 from tests.exams import write_exam
 from tests.stores import FINGERPRINT, assert_equal, fill, flip, key_of, sequence_of

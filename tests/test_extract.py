@@ -14,8 +14,7 @@ from scripts.errors import RunFailedError
 from scripts.features.entries import entry_key, pass_key
 from scripts.features.extract import cache_features
 from scripts.features.fingerprint import make_fingerprint
-from scripts.features.store import FeatureStore
-from scripts.keys import ENTRY, FRAME_INDICES, FRAME_TIMES, FRAMES, IMAGE, MODALITY, SOURCE
+from scripts.keys import FRAME_INDICES, FRAME_TIMES, FRAMES, IMAGE, MODALITY, SOURCE
 from scripts.networks.encoder import FrameEncoder
 from scripts.networks.weights import load_into
 from scripts.sequences.augmentation import make_augmentation
@@ -26,6 +25,7 @@ from scripts.sequences.transforms import (
     ToEncoderInputd,
     WindowSequenced,
 )
+from scripts.store.store import FeatureStore
 from tests.conftest import assert_message
 from tests.exams import item_of, write_exam
 
@@ -145,13 +145,6 @@ def test_tasks_of_a_job_array_share_the_exams_and_each_reports_its_own_failures(
     assert sum(run(items, folder, rank=0, world_size=2)) == 3 + 4
     assert {path.name for path in folder.glob("rank*")} == {"rank0-0.safetensors", "rank1-0.safetensors"}
     assert len(FeatureStore.open(folder)) == 3
-
-
-def test_items_that_came_with_a_store_cannot_be_encoded(folder):
-    with pytest.raises(ValueError) as error:
-        run([{ENTRY: "0" * 64, SOURCE: "S00001"}], folder)
-    assert_message(error.value, "S00001", "entry", "an image to encode")
-    assert not folder.exists()
 
 
 @pytest.mark.parametrize("wanted", [0, -1, 1.5, True, "many", 1000])

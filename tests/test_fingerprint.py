@@ -18,7 +18,6 @@ from monai.transforms import Compose
 from scripts.features import fingerprint as module
 from scripts.features.entries import entry_key
 from scripts.features.fingerprint import describe, made_with, make_fingerprint, require_encoder
-from scripts.features.store import FeatureStore
 from scripts.keys import FRAMES, IMAGE, LABEL, PATIENT, SEQUENCE, SOURCE
 from scripts.networks.encoder import FrameEncoder
 from scripts.sequences.augmentation import make_augmentation
@@ -30,6 +29,7 @@ from scripts.sequences.transforms import (
     ToEncoderInputd,
     WindowSequenced,
 )
+from scripts.store.store import FeatureStore
 from tests.conftest import assert_message
 from tests.exams import item_of, write_exam
 from tests.test_configs import CONFIGS, knobs

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.__main__ import Commands, StoreCommands, main, reject_unknown_flags
-from scripts.features.store import FeatureStore
+from scripts.store.store import FeatureStore
 from tests.conftest import assert_message
 from tests.stores import FINGERPRINT, assert_holds, fill, flip
 

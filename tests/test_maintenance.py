@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scripts.features import inspection, maintenance, merging
+from scripts.curation import inspection, maintenance, merging
+from scripts.curation.maintenance import prune_store
+from scripts.curation.merging import merge_stores
+from scripts.curation.overview import store_info
+from scripts.curation.verification import verify_store
 from scripts.features.entries import entry_key, pass_key
-from scripts.features.maintenance import prune_store
-from scripts.features.merging import merge_stores
-from scripts.features.overview import store_info
-from scripts.features.shards import StoredSequence, read_index
-from scripts.features.store import FeatureStore
-from scripts.features.verification import verify_store
+from scripts.store.shards import StoredSequence, read_index
+from scripts.store.store import FeatureStore
 from tests.conftest import assert_message
 from tests.exams import write_exam
 from tests.stores import FINGERPRINT, assert_equal, assert_holds, fill, flip, key_of, sequence_of, shards

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.features.origin import Origin, read_origin, write_origin
-from scripts.features.store import FeatureStore
+from scripts.store.origin import Origin, read_origin, write_origin
+from scripts.store.store import FeatureStore
 from tests.stores import FINGERPRINT, assert_holds, fill, flip
 
 SETTINGS = {"encoder_name": "tiny", "phase_bounds_s": [103.0, 518.0], "border": None}

@@ -18,9 +18,9 @@ import torch
 from monai.bundle import create_workflow
 
 from scripts.datalists.collect import make_datalist
-from scripts.features.store import FeatureStore
 from scripts.networks.card import read_card
 from scripts.sequences.phantom import CLASSES, write_exams
+from scripts.store.store import FeatureStore
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"

@@ -16,15 +16,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from scripts.features import headers
-from scripts.features.shards import (
+from scripts.store import headers
+from scripts.store.shards import (
     DamagedShardError,
     ForeignShardError,
     StoredSequence,
     entry_digest,
     list_shards,
 )
-from scripts.features.store import FeatureStore
+from scripts.store.store import FeatureStore
 from tests.stores import (
     FINGERPRINT,
     arrays_of,

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
-from scripts.features import store as store_module
-from scripts.features.index import EntryIndex
-from scripts.features.shards import DamagedShardError, ShardIndex
-from scripts.features.store import FeatureStore, StoredSequence
+from scripts.store import store as store_module
+from scripts.store.index import EntryIndex
+from scripts.store.shards import DamagedShardError, ShardIndex
+from scripts.store.store import FeatureStore, StoredSequence
 from tests.stores import FINGERPRINT, assert_equal, assert_holds, fill, flip, key_of, sequence_of, shards
 
 

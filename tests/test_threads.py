@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from scripts.features.batching import FeatureDataset
-from scripts.features.store import FeatureStore, StoredSequence
 from scripts.keys import ENTRY, LABEL, SOURCE
 from scripts.networks.heads import GRUHead
+from scripts.store.store import FeatureStore, StoredSequence
 from scripts.training.threads import fastest, set_threads
 from tests.conftest import assert_message
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from monai.bundle import create_workflow
 
+from scripts.curation.recomputation import BUNDLE_ROOT, compare
+from scripts.curation.verification import verify_store
 from scripts.features.exams import encode
-from scripts.features.origin import read_origin
-from scripts.features.recomputation import BUNDLE_ROOT, compare
-from scripts.features.shards import StoredSequence
-from scripts.features.store import FeatureStore
-from scripts.features.verification import verify_store
+from scripts.store.origin import read_origin
+from scripts.store.shards import StoredSequence
+from scripts.store.store import FeatureStore
 from tests.conftest import assert_message
 from tests.exams import write_exam
 from tests.stores import flip, key_of, sequence_of
@@ -146,7 +146,7 @@ def test_exam_that_cannot_be_encoded_any_more_fails(made, monkeypatch):
             exam.images, exam.error = [], f"{exam.item['source']}: no pixels"
             yield from encode([exam], engine)
 
-    monkeypatch.setattr("scripts.features.recomputation.encode", failing)
+    monkeypatch.setattr("scripts.curation.recomputation.encode", failing)
     text, whole = verify(made / "features", made, sample=1)
     assert not whole
     assert re.search(r"^FAILED: \d\.dcm: no pixels$", text, re.MULTILINE)

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.features import store as store_module
-from scripts.features import writer as writer_module
-from scripts.features.store import FeatureStore, StoredSequence
+from scripts.store import store as store_module
+from scripts.store import writer as writer_module
+from scripts.store.store import FeatureStore, StoredSequence
 from tests.stores import FINGERPRINT, assert_equal, assert_holds, fill, forked, key_of, sequence_of, shards
 
 

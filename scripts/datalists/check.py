@@ -70,7 +70,10 @@ def check_datalist(
     task, exams, findings = read_entries(path, content, root)
     findings += [*named_twice(exams), *patient_findings(exams)]
     with ThreadPoolExecutor(NUM_THREADS) as pool:
-        results = pool.map(lambda exam: read_exam(exam, root, max_sequence_bytes) if exam.item else (exam, []), exams)
+        results = pool.map(
+            lambda exam: read_exam(exam, root, max_sequence_bytes) if exam.item and IMAGE in exam.item else (exam, []),
+            exams,
+        )
         read = list(tqdm(results, total=len(exams), desc="checking", unit="sequence", disable=not progress))
     exams = [exam for exam, _ in read]
     findings += [finding for _, found in read for finding in found]

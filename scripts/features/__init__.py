@@ -1,1 +1,1 @@
-"""Frames -> features on disk: the store, the extraction that fills it, the batches read from it."""
+"""Frames -> features on disk, and the batches that are read from there."""

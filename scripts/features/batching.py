@@ -2,20 +2,16 @@
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from scripts.errors import SequenceError, bad_value
-from scripts.features.entries import entry_key, pass_key
-from scripts.features.store import FeatureStore, StoredSequence
+from scripts.errors import bad_value
+from scripts.features.entries import exam_keys, pass_key
 from scripts.keys import (
-    ENTRY,
     ERROR,
     FEATURES,
     FRAME_TIMES,
@@ -26,11 +22,11 @@ from scripts.keys import (
     SEQUENCE,
     SOURCE,
 )
+from scripts.store.store import FeatureStore, StoredSequence
 
 logger = logging.getLogger("angiography")
 
 FRAMES_SHOWN = ("all", "shuffled")
-NUM_READERS = 8  # threads that hash exams; more than cores, for disks that are far away
 SCALE_SEQUENCES = 256  # read together for the mean and deviation of their frames
 
 
@@ -72,7 +68,7 @@ class FeatureDataset(Dataset):
         self.frame_dropout = frame_dropout
         self.augmented = augmented
         self.random, self.random_pass = np.random.default_rng(seed), np.random.default_rng([seed, 1])
-        keys = _keys(data)
+        keys = exam_keys(data)
         rows = _rows(store, keys, augmented)
         here: list[bool] = np.all(rows >= 0, axis=1).tolist()
         missing = [item[SOURCE] for item, found in zip(data, here, strict=True) if not found]
@@ -138,22 +134,6 @@ class FeatureDataset(Dataset):
             if item.get(key) is not None:
                 out[key] = item[key]
         return out
-
-
-def _keys(data: Sequence[dict[str, Any]]) -> list[str | None]:
-    """Each exam's key, None if it cannot be read; those without one in the list are hashed, in threads."""
-    if all(ENTRY in item for item in data):
-        return [item[ENTRY] for item in data]
-    with ThreadPoolExecutor(NUM_READERS) as pool:
-        keys = pool.map(_key_or_none, data)
-        return list(tqdm(keys, total=len(data), desc="finding features", unit="exam", mininterval=1, delay=1))
-
-
-def _key_or_none(item: dict[str, Any]) -> str | None:
-    try:
-        return entry_key(item)
-    except (OSError, SequenceError):
-        return None
 
 
 def _rows(store: FeatureStore, keys: Sequence[str | None], augmented: bool) -> np.ndarray:

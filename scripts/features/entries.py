@@ -2,12 +2,19 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from scripts.errors import SequenceError
 from scripts.keys import ENTRY, FRAME_TIMES, FRAMES, IMAGE, MODALITY
 from scripts.sequences import images
 from scripts.sequences.reader import source_files
+
+NUM_READERS = 8  # threads that hash exams; more than cores, for disks that are far away
 
 
 def entry_key(item: dict[str, Any]) -> str:
@@ -35,3 +42,18 @@ def entry_key(item: dict[str, Any]) -> str:
 def pass_key(key: str, number: int) -> str:
     """The key of an augmented pass over the exam of `key`; number 1 and up, 0 is the exam as it is."""
     return hashlib.sha256(f"{key} {number}".encode()).hexdigest() if number else key
+
+
+def exam_keys(items: Sequence[dict[str, Any]], progress: bool = True) -> list[str | None]:
+    """The key of each exam, None where it cannot be read; a bar is shown if it takes more than a second."""
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        keys = pool.map(_key_or_none, items)
+        options = {"total": len(items), "unit": "exam", "mininterval": 1, "delay": 1, "disable": not progress}
+        return list(tqdm(keys, desc="reading exams", **options))
+
+
+def _key_or_none(item: dict[str, Any]) -> str | None:
+    try:
+        return entry_key(item)
+    except (OSError, SequenceError):
+        return None

@@ -17,9 +17,9 @@ from scripts.errors import bad_value
 from scripts.features.engines import AUTO, Engine
 from scripts.features.entries import entry_key, pass_key
 from scripts.features.packing import encode_packed
-from scripts.features.store import FeatureStore, StoredSequence
 from scripts.keys import ERROR, FRAME_INDICES, FRAME_TIMES, HEADER, IMAGE, SOURCE
 from scripts.sequences.dataset import SequenceDataset, relative_message
+from scripts.store.store import FeatureStore, StoredSequence
 
 
 @dataclass

@@ -17,9 +17,9 @@ from scripts.errors import RunFailedError, bad_value
 from scripts.features.engines import AUTO, Engine
 from scripts.features.exams import Exam, ExamReader, encode, read_ahead
 from scripts.features.sharing import share
-from scripts.features.store import FeatureStore
-from scripts.keys import ENTRY, ERROR, SOURCE
+from scripts.keys import ERROR, SOURCE
 from scripts.sequences.dataset import refuse_failures
+from scripts.store.store import FeatureStore
 
 logger = logging.getLogger("angiography")
 
@@ -66,14 +66,9 @@ def cache_features(
         progress: show a progress bar.
 
     Raises:
-        ValueError: the folder holds a store of another fingerprint or a damaged one, or items without an image.
+        ValueError: the folder holds a store of another fingerprint, or a damaged one.
         RunFailedError: the run is complete but some exams could not be used.
     """
-    exported = next((item[SOURCE] for item in items if ENTRY in item), None)
-    if exported is not None:
-        raise ValueError(
-            bad_value(exported, ENTRY, "a stored entry", "an image to encode: this list came with a store")
-        )
     store = FeatureStore.create(Path(features_dir), fingerprint, settings, made_with)
     engine = Engine(encoder, fingerprint["engine"], fingerprint["precision"], device)
     seed = (fingerprint["augmentation"] or {}).get("seed", 0)

@@ -18,8 +18,8 @@ from torch import Tensor
 from scripts.dicom.pixels import decoder_versions, installed_version
 from scripts.errors import bad_value
 from scripts.features.engines import ENGINES, OPENVINO, PRECISIONS, TORCH
-from scripts.features.store import FeatureStore
 from scripts.networks.encoder import FrameEncoder
+from scripts.store.store import FeatureStore
 
 # Raise it when a change in scripts/dicom or scripts/sequences changes what the encoder sees, or one in
 # scripts/networks/encoder.py what it makes of that.

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 
 from scripts.features.batching import FeatureDataset, collate_sequences
 from scripts.features.sampling import LengthBatches
-from scripts.features.store import FeatureStore, StoredSequence
 from scripts.keys import ENTRY, LABEL, SOURCE
+from scripts.store.store import FeatureStore, StoredSequence
 from tests.benchmarks.report import Figure, finish, peak_bytes, print_table, seconds, timed_pairs
 
 NUM_FRAMES, WIDTH, BATCH_SIZE = 20, 384, 64
@@ -101,7 +101,7 @@ def compare(folder: Path, number: int, quick: bool) -> tuple[list[Figure], list[
         lambda: [None for _ in loader], lambda: [None for n in order if read_raw(raw, n) is None], 1 if quick else 3
     )
     index = peak_bytes(
-        "from pathlib import Path\nfrom scripts.features.store import FeatureStore",
+        "from pathlib import Path\nfrom scripts.store.store import FeatureStore",
         f"store = FeatureStore.open(Path({str(store.path)!r}))",
     )
     label = f"{number:,} sequences"

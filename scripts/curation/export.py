@@ -10,15 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scripts.curation.lookup import exam_keys, with_passes
+from scripts.curation.merging import copy_entries
+from scripts.curation.overview import Contents, read_contents, readable_bytes, repair_command
+from scripts.curation.readme import readme
 from scripts.datalists.datalist import Task, is_synthetic, read_datalist
 from scripts.errors import bad_value
-from scripts.features.lookup import exam_keys, with_passes
-from scripts.features.merging import copy_entries
-from scripts.features.origin import FINGERPRINT_FILE, Origin, read_origin
-from scripts.features.overview import Contents, read_contents, readable_bytes, repair_command
-from scripts.features.readme import readme
-from scripts.features.shards import FORMAT_VERSION
-from scripts.features.store import FeatureStore
 from scripts.keys import (
     CLASSES,
     ENTRY,
@@ -36,6 +33,9 @@ from scripts.keys import (
     TYPE,
 )
 from scripts.pages import counted
+from scripts.store.origin import FINGERPRINT_FILE, Origin, read_origin
+from scripts.store.shards import FORMAT_VERSION
+from scripts.store.store import FeatureStore
 from scripts.writing import write_file
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[2]

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scripts.curation.inspection import among, hex_keys, leftovers, raw_keys, read_indexes
 from scripts.errors import printable
 from scripts.features.entries import pass_key
-from scripts.features.inspection import among, hex_keys, leftovers, raw_keys, read_indexes
-from scripts.features.origin import Origin, read_origin
-from scripts.features.shards import FORMAT_VERSION, REPAIR_COMMAND
 from scripts.keys import FEATURES
 from scripts.pages import counted
+from scripts.store.origin import Origin, read_origin
+from scripts.store.shards import FORMAT_VERSION, REPAIR_COMMAND
 
 UNITS = ("bytes", "KiB", "MiB", "GiB", "TiB")
 SAMPLE = 1000  # keys

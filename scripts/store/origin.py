@@ -9,8 +9,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scripts.features.files import remove_leftovers, write_whole
-from scripts.features.shards import CACHE_COMMAND
+from scripts.store.files import remove_leftovers, write_whole
+from scripts.store.shards import CACHE_COMMAND
 
 FINGERPRINT_FILE = "fingerprint.json"
 
@@ -58,6 +58,8 @@ def read_origin(folder: Path) -> Origin:
             raise ValueError("its digest is not that of its content")
         if not isinstance(origin.fingerprint, dict):
             raise ValueError("no fingerprint")
+        if not isinstance(origin.settings, dict | None) or not isinstance(origin.made_with, dict):
+            raise ValueError("no settings")
     except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
         raise ValueError(
             f"{path}: damaged, or of another format ({type(error).__name__}: {error}). Delete this file: the next run "

@@ -1,19 +1,15 @@
 """Datalist items -> the keys of their exams, plain and augmented, among those of a store."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from scripts.datalists.datalist import read_datalist
-from scripts.errors import SequenceError, bad_value
-from scripts.features.entries import entry_key, pass_key
+from scripts.errors import bad_value
+from scripts.features.entries import exam_keys, pass_key
 from scripts.keys import SOURCE, SPLITS
-
-NUM_READERS = 8  # threads that hash exams; more than cores, for disks that are far away
 
 
 def listed_items(datalists: str | Sequence[str], dataset_dir: str | Path | None = None) -> list[dict[str, Any]]:
@@ -27,21 +23,6 @@ def listed_items(datalists: str | Sequence[str], dataset_dir: str | Path | None 
     paths = [Path(str(name).strip()) for name in named]
     contents = [read_datalist(path, path.parent if dataset_dir is None else dataset_dir) for path in paths]
     return [item for content in contents for split in SPLITS for item in content[split]]
-
-
-def exam_keys(items: Sequence[dict[str, Any]], progress: bool = True) -> list[str | None]:
-    """The key of each exam, None where it cannot be read."""
-    with ThreadPoolExecutor(NUM_READERS) as pool:
-        found = pool.map(_key_or_none, items)
-        bar = tqdm(found, desc="reading exams", total=len(items), unit="exam", mininterval=1, disable=not progress)
-        return list(bar)
-
-
-def _key_or_none(item: dict[str, Any]) -> str | None:
-    try:
-        return entry_key(item)
-    except (OSError, SequenceError):
-        return None
 
 
 def all_keys(items: Sequence[dict[str, Any]], progress: bool = True) -> list[str]:

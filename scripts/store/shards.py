@@ -21,9 +21,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from scripts.errors import bad_value, printable
-from scripts.features.files import write_new
-from scripts.features.headers import DIGESTS, KEYS, HeaderError, Places, read_head
 from scripts.keys import FEATURES, FRAME_INDICES, FRAME_TIMES, LENGTHS
+from scripts.store.files import write_new
+from scripts.store.headers import DIGESTS, KEYS, HeaderError, Places, read_head
 
 FORMAT_VERSION = "2"
 CACHE_COMMAND = "python -m monai.bundle run --config_file configs/cache_features.yaml"

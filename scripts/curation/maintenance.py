@@ -9,9 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scripts.errors import bad_value
-from scripts.features.files import remove_leftovers
-from scripts.features.inspection import (
+from scripts.curation.inspection import (
     Inspected,
     among,
     inspect_shard,
@@ -19,11 +17,13 @@ from scripts.features.inspection import (
     leftovers,
     raw_keys,
 )
-from scripts.features.lookup import all_keys, listed_items, with_passes
-from scripts.features.origin import FINGERPRINT_FILE, read_origin
-from scripts.features.overview import readable_bytes
-from scripts.features.shards import CACHE_COMMAND, SHARD_PATTERN, publish
+from scripts.curation.lookup import all_keys, listed_items, with_passes
+from scripts.curation.overview import readable_bytes
+from scripts.errors import bad_value
 from scripts.pages import counted
+from scripts.store.files import remove_leftovers
+from scripts.store.origin import FINGERPRINT_FILE, read_origin
+from scripts.store.shards import CACHE_COMMAND, SHARD_PATTERN, publish
 
 
 class Plan(NamedTuple):

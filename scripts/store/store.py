@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from scripts.errors import bad_value
-from scripts.features.index import EntryIndex
-from scripts.features.origin import FINGERPRINT_FILE, Origin, canonical, differences, read_origin, write_origin
-from scripts.features.shards import (
+from scripts.store.index import EntryIndex
+from scripts.store.origin import FINGERPRINT_FILE, Origin, canonical, differences, read_origin, write_origin
+from scripts.store.shards import (
     CACHE_COMMAND,
     SHARD_NAME,
     DamagedShardError,
@@ -34,7 +34,7 @@ from scripts.features.shards import (
     map_shard,
     read_index,
 )
-from scripts.features.writer import StoreWriter
+from scripts.store.writer import StoreWriter
 
 # Linux allows 65,530 mappings a process; past this many the shard mapped first is let go.
 _MAX_MAPPED_SHARDS = 16_384

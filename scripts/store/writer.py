@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from scripts.errors import bad_value
-from scripts.features.files import remove_leftovers
-from scripts.features.headers import MAX_SEQUENCES
-from scripts.features.shards import (
+from scripts.store.files import remove_leftovers
+from scripts.store.headers import MAX_SEQUENCES
+from scripts.store.shards import (
     SHARD_PATTERN,
     Shard,
     StoredSequence,

@@ -12,15 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from scripts.curation.lookup import all_keys, listed_items, with_passes
 from scripts.errors import bad_value
 from scripts.features.engines import Engine
 from scripts.features.exams import ExamReader, encode, read_ahead
-from scripts.features.lookup import all_keys, listed_items, with_passes
-from scripts.features.origin import Origin, differences
-from scripts.features.shards import StoredSequence
-from scripts.features.store import FeatureStore
 from scripts.keys import ENTRY, SOURCE
 from scripts.pages import counted
+from scripts.store.origin import Origin, differences
+from scripts.store.shards import StoredSequence
+from scripts.store.store import FeatureStore
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[2]
 MIN_COSINE = 0.999  # of a frame's features computed twice; engines and processors round differently

@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from scripts.features.headers import read_head
-from scripts.features.origin import FINGERPRINT_FILE
-from scripts.features.shards import (
+from scripts.keys import FEATURES
+from scripts.pages import counted
+from scripts.store.headers import read_head
+from scripts.store.origin import FINGERPRINT_FILE
+from scripts.store.shards import (
     FORMAT_VERSION,
     SHARD_PATTERN,
     ForeignShardError,
@@ -30,8 +32,6 @@ from scripts.features.shards import (
     map_shard,
     read_index,
 )
-from scripts.keys import FEATURES
-from scripts.pages import counted
 
 MAX_THREADS = 8  # that hash shards; SHA-256 lets them run at once
 _KEY_BYTES = 32

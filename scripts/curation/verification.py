@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from scripts.curation.inspection import inspect_stores
+from scripts.curation.overview import readable_bytes, repair_command
 from scripts.errors import bad_value
-from scripts.features.inspection import inspect_stores
-from scripts.features.origin import read_origin
-from scripts.features.overview import readable_bytes, repair_command
 from scripts.pages import counted
+from scripts.store.origin import read_origin
 
 
 def verify_store(
@@ -41,7 +41,7 @@ def verify_store(
     if datalists is None:
         lines, whole = _compare_bytes(folder, origin.digest(), progress)
         return "\n".join(lines), whole
-    from scripts.features import recomputation  # with all that encodes, seconds to import; bytes need none of it
+    from scripts.curation import recomputation  # with all that encodes, seconds to import; bytes need none of it
 
     again = recomputation.set_up(folder, origin, models_dir)
     lines, whole = _compare_bytes(folder, origin.digest(), progress)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from scripts.errors import bad_value
-from scripts.features.shards import ShardIndex, key_bytes
+from scripts.store.shards import ShardIndex, key_bytes
 
 
 class EntryIndex:

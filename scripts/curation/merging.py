@@ -7,14 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scripts.curation.inspection import among, hex_keys, inspect_stores, raw_keys
+from scripts.curation.maintenance import only_one
+from scripts.curation.overview import readable_bytes, repair_command
 from scripts.errors import bad_value
-from scripts.features.inspection import among, hex_keys, inspect_stores, raw_keys
-from scripts.features.maintenance import only_one
-from scripts.features.origin import Origin, differences, read_origin
-from scripts.features.overview import readable_bytes, repair_command
-from scripts.features.shards import list_shards
-from scripts.features.store import FeatureStore
 from scripts.pages import counted
+from scripts.store.origin import Origin, differences, read_origin
+from scripts.store.shards import list_shards
+from scripts.store.store import FeatureStore
 
 SHARD_BYTES = 128 * 2**20  # some five times that are in memory while a shard is written
 

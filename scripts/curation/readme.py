@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from scripts.features.origin import Origin
 from scripts.keys import CLASSES, SPLITS, TASK, TYPE
 from scripts.networks.weights import NAMED, RANDOM_PREFIX, TIMM_HUB
+from scripts.store.origin import Origin
 
 _TEXT = """\
 # Features of angiography sequences{synthetic}
@@ -55,7 +55,7 @@ _UNLABELLED = """
 There are no labels here. Write a datalist that names sequences by their keys, `{"entry": KEY, "label": 0, "patient":
 "P1"}`. All keys:
 
-    python -c "from scripts.features.store import FeatureStore as S; print(*S.open('FEATURES').keys(), sep='\\n')"\
+    python -c "from scripts.store.store import FeatureStore as S; print(*S.open('FEATURES').keys(), sep='\\n')"\
 """
 
 

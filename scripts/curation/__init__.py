@@ -1,0 +1,1 @@
+"""What is done to a whole store: told, verified, repaired, joined, handed on."""

@@ -1,0 +1,1 @@
+"""Features on disk: entries by key, whole or absent, of one fingerprint."""
