@@ -1,26 +1,68 @@
-"""Decisions and ranks -> each metric in the data and in every resample of its patients, as arrays.
+"""Decisions, probabilities and ranks -> each metric in the data and in every resample of its patients, as arrays.
 
 A resample is a row of multiplicities, one per patient, so a metric is computed for all resamples at once:
-(1 + R, G) multiplicities in, (1 + R,) or (1 + R, K) values out, row 0 those of the data itself. In a resample
-as in the data, a macro score is the mean over the classes that occur.
+(R, G) multiplicities in, (R,) or (R, K) values out, row 0 those of the data itself. In a resample as in the data,
+a macro score is the mean over the classes where it is defined. Labels that are not known count nowhere.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
-from scripts.keys import MULTILABEL
+from scripts.keys import BINARY, MULTILABEL
+from scripts.reports.ranking import ranked, ratio, table
 
-BALANCED_ACCURACY = "balanced_accuracy"
-MACRO_AUROC = "macro_auroc"
-ACCURACY = "accuracy"
-MACRO_F1 = "macro_f1"
-OVERALL_METRICS = (BALANCED_ACCURACY, MACRO_AUROC, ACCURACY, MACRO_F1)
-AUROC, AUPRC, SENSITIVITY, SPECIFICITY, F1 = "auroc", "auprc", "sensitivity", "specificity", "f1"
-CLASS_METRICS = (SENSITIVITY, SPECIFICITY, F1, AUROC, AUPRC)
+BALANCED_ACCURACY, MACRO_AUROC, ACCURACY, MACRO_F1 = "balanced_accuracy", "macro_auroc", "accuracy", "macro_f1"
+MICRO_BALANCED_ACCURACY, MICRO_F1 = "micro_balanced_accuracy", "micro_f1"
+MICRO_AUROC, MACRO_AUPRC, MICRO_AUPRC = "micro_auroc", "macro_auprc", "micro_auprc"
+MCC, KAPPA = "mcc", "quadratic_kappa"
+BRIER, ECE, LOG_LOSS, LIKELIHOOD = "brier", "ece", "log_loss", "likelihood"
+AUROC, AUPRC, F1 = "auroc", "auprc", "f1"
+SENSITIVITY, SPECIFICITY, PRECISION = "sensitivity", "specificity", "precision"
+
+COUNT_METRICS = (BALANCED_ACCURACY, ACCURACY, MACRO_F1, MICRO_F1, MICRO_BALANCED_ACCURACY, MCC)
+PROBABILITY_METRICS = (BRIER, ECE, LOG_LOSS, LIKELIHOOD)
+RANK_METRICS = (MACRO_AUROC, MICRO_AUROC, MACRO_AUPRC, MICRO_AUPRC)
+CLASS_METRICS = (SENSITIVITY, SPECIFICITY, PRECISION, F1, BALANCED_ACCURACY, MCC, AUROC, AUPRC, BRIER, ECE)
 
 MULTILABEL_THRESHOLD = 0.5
-CHUNK_VALUES = 1 << 16  # resamples x sequences ranked at once: 0.5 MB, stays in the processor's cache
+NUM_BINS = 10  # equal width, right-closed, as Naeini et al. 2015; Guo et al. 2017 use 15 on 10,000 images and more
+MAX_BLOCKS = 200
+CHUNK_COLUMNS = 32  # classes whose bins are summed at once
+SMALLEST = float(np.finfo(np.float64).eps)  # scikit-learn's floor of a probability in the log loss
+
+
+@dataclass(frozen=True)
+class Split:
+    """The sequences that are scored.
+
+    Attributes:
+        truth: (N, K) bool.
+        known: which labels there are, (N, K) bool; all of them but for a multilabel task.
+        scores: probabilities, (N, K) float64.
+        group: patient number of each sequence, (N,).
+        task_type: decides what a prediction is, and what balanced accuracy is the mean of.
+        ordered: classes are grades, so how far a prediction is off counts in the quadratic kappa.
+    """
+
+    truth: np.ndarray
+    known: np.ndarray
+    scores: np.ndarray
+    group: np.ndarray
+    task_type: str
+    ordered: bool = False
+
+    @property
+    def num_patients(self) -> int:
+        return int(self.group.max()) + 1
+
+
+def at_specificity(specificity: float) -> str:
+    """The name of the sensitivity where specificity is at least this."""
+    return f"sensitivity_at_specificity_{round(100 * specificity, 6):g}"
 
 
 def one_hot(indices: np.ndarray, num_classes: int) -> np.ndarray:
@@ -36,89 +78,189 @@ def decisions(probabilities: np.ndarray, task_type: str) -> np.ndarray:
 
 
 def patient_draws(num_patients: int, num_resamples: int, seed: int) -> np.ndarray:
-    """How often each resample holds each patient, (1 + R, G) float64; row 0 is the data itself, all ones."""
+    """How often each patient counts, (R, G) float64: in the data, all ones; in each resample; in a jackknife.
+
+    The jackknife leaves each patient out in turn, or each of 200 equal blocks where there are more, as the skewness
+    that intervals take from it needs no more. Without resamples there is none.
+    """
+    if num_resamples == 0:
+        return np.ones((1, num_patients))
     drawn = np.random.default_rng(seed).multinomial(
         num_patients, np.full(num_patients, 1 / num_patients), size=num_resamples
     )
-    return np.concatenate([np.ones((1, num_patients)), drawn])
+    num_blocks = min(num_patients, MAX_BLOCKS)
+    left_out = one_hot(np.arange(num_patients) * num_blocks // num_patients, num_blocks).T
+    return np.concatenate([np.ones((1, num_patients)), drawn, ~left_out])
 
 
 def resampled(
-    truth: np.ndarray,
-    probabilities: np.ndarray,
-    task_type: str,
-    group: np.ndarray,
-    draws: np.ndarray,
-    rank: bool = True,
-) -> dict[str, np.ndarray]:
-    """Each metric in each resample: overall ones (1 + R,), per class (1 + R, K); NaN where undefined.
+    split: Split, draws: np.ndarray, specificities: Sequence[float] = (), rank: bool = True
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Each metric in each resample: overall, (R,) each, and per class, (R, K) each; NaN where undefined.
 
     Args:
-        truth: (N, K) bool.
-        probabilities: (N, K).
-        task_type: decides what a prediction is, and what balanced accuracy is the mean of.
-        group: patient number of each sequence, (N,).
-        draws: multiplicity of each patient, (1 + R, G).
-        rank: also compute AUROC and AUPRC, which take most of the time.
+        split: what is scored.
+        draws: multiplicity of each patient, (R, G).
+        specificities: where sensitivity is also taken.
+        rank: also compute what needs ranks, which takes most of the time.
     """
-    predicted = decisions(probabilities, task_type)
+    overall, per_class = counted(split, draws)
+    for found in (probable(split, draws), ranking(split, draws, specificities) if rank else ({}, {})):
+        overall |= found[0]
+        per_class |= found[1]
+    return overall, per_class
 
-    def count(events: np.ndarray) -> np.ndarray:  # (N, K) -> (1 + R, K), summed by patient first
-        per_patient = np.zeros((draws.shape[1], events.shape[1]))
-        np.add.at(per_patient, group, events)
-        return draws @ per_patient
 
-    hits, misses = count(truth & predicted), count(truth & ~predicted)
-    alarms, passes = count(~truth & predicted), count(~truth & ~predicted)
-    present = hits + misses > 0
-    values = {
-        SENSITIVITY: ratio(hits, hits + misses),
-        SPECIFICITY: ratio(passes, passes + alarms),
-        F1: np.where(present, ratio(2 * hits, 2 * hits + misses + alarms), np.nan),
+def counted(split: Split, draws: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What follows from decisions: overall and per class."""
+    truth, known = split.truth, split.known
+    predicted = decisions(split.scores, split.task_type)
+    hits, misses, alarms, passes = (
+        summed(split, events & known, draws)  # (R, K)
+        for events in (truth & predicted, truth & ~predicted, ~truth & predicted, ~truth & ~predicted)
+    )
+    positives, negatives = hits + misses, passes + alarms
+    sensitivity, specificity = ratio(hits, positives), ratio(passes, negatives)
+    halves = (sensitivity + specificity) / 2
+    f1 = np.where(positives > 0, ratio(2 * hits, 2 * hits + misses + alarms), np.nan)
+    spread = np.sqrt((hits + alarms) * (passes + misses) * positives * negatives)
+    mcc = np.where(positives * negatives > 0, zero_for_constant(hits * passes - alarms * misses, spread), np.nan)
+    per_class = {
+        SENSITIVITY: sensitivity,
+        SPECIFICITY: specificity,
+        PRECISION: ratio(hits, hits + alarms),
+        F1: f1,
+        BALANCED_ACCURACY: halves,
+        MCC: mcc,
     }
-    right = (truth == predicted).all(axis=1, keepdims=True)
-    values[ACCURACY] = ratio(count(right), count(np.ones_like(right)))[:, 0]
-    values[MACRO_F1] = mean_of_defined(values[F1])
-    halves = (values[SENSITIVITY] + values[SPECIFICITY]) / 2
-    values[BALANCED_ACCURACY] = mean_of_defined(halves if task_type == MULTILABEL else values[SENSITIVITY])
-    if rank:
-        values[AUROC], values[AUPRC] = ranking(truth, probabilities, group, draws)
-        values[MACRO_AUROC] = mean_of_defined(values[AUROC])
-    return values
+    counts = np.asarray(known.any(axis=1))
+    right = ((truth == predicted) | ~known).all(axis=1) & counts
+    all_hits, all_misses, all_alarms, all_passes = (found.sum(axis=1) for found in (hits, misses, alarms, passes))
+    overall = {
+        BALANCED_ACCURACY: mean_of_defined(halves if split.task_type == MULTILABEL else sensitivity),
+        ACCURACY: share(split, right, counts, draws),
+        MACRO_F1: mean_of_defined(f1),
+        MICRO_F1: ratio(2 * all_hits, 2 * all_hits + all_misses + all_alarms),
+        MICRO_BALANCED_ACCURACY: (ratio(all_hits, all_hits + all_misses) + ratio(all_passes, all_passes + all_alarms))
+        / 2,
+    }
+    if split.task_type == MULTILABEL:
+        overall[MCC] = mean_of_defined(mcc)
+    else:
+        overall[MCC] = gorodkin(all_hits, positives, hits + alarms)
+    if split.ordered:
+        overall[KAPPA] = quadratic_kappa(split, draws, positives, hits + alarms)
+    return overall, per_class
+
+
+def gorodkin(right: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Multiclass MCC (Gorodkin 2004): right (R,), sequences of each true and of each predicted class (R, K)."""
+    total = true.sum(axis=1)
+    spread_true = total**2 - (true**2).sum(axis=1)
+    spread = np.sqrt(spread_true * (total**2 - (predicted**2).sum(axis=1)))
+    return np.where(spread_true > 0, zero_for_constant(right * total - (true * predicted).sum(axis=1), spread), np.nan)
+
+
+def zero_for_constant(numerator: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """Their quotient; 0 where the spread is, as scikit-learn's MCC has it for a model that always says the same."""
+    return np.divide(numerator, spread, out=np.zeros(spread.shape), where=spread > 0)
+
+
+def quadratic_kappa(split: Split, draws: np.ndarray, true: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """Cohen's kappa with quadratic weights: one minus squared distance of grades seen by that of chance, (R,)."""
+    grades = np.arange(split.truth.shape[1])
+    distance = (split.truth.argmax(axis=1) - split.scores.argmax(axis=1)) ** 2
+    total = true.sum(axis=1)
+    by_chance = (
+        true @ grades**2 + predicted @ grades**2 - 2 * (true @ grades) * (predicted @ grades) / np.maximum(total, 1)
+    )
+    return 1 - ratio(summed(split, distance[:, None], draws)[:, 0], np.where(by_chance > 1e-9, by_chance, 0))
+
+
+def probable(split: Split, draws: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What follows from the values of probabilities: overall and per class.
+
+    The Brier score of a multiclass task sums over the classes, that of a binary one is of its second class, as
+    scikit-learn has both. ECE overall is that of the likeliest class; for a multilabel task the mean over classes.
+    """
+    truth, known, scores = split.truth, split.known, split.scores
+    labelled = summed(split, known, draws)  # (R, K)
+    squares = np.where(known, (scores - truth) ** 2, 0)
+    per_class = {
+        BRIER: ratio(summed(split, squares, draws), labelled),
+        ECE: gap(split, scores, truth, known, draws),
+    }
+    likely = np.log(np.clip(np.where(truth, scores, 1 - scores), SMALLEST, 1))
+    if split.task_type == MULTILABEL:
+        loss = ratio(summed(split, np.where(known, -likely, 0), draws).sum(axis=1), labelled.sum(axis=1))
+        overall = {BRIER: mean_of_defined(per_class[BRIER]), ECE: mean_of_defined(per_class[ECE])}
+    else:
+        everyone = np.ones(len(truth), dtype=bool)
+        right = (truth & decisions(scores, split.task_type)).any(axis=1, keepdims=True)
+        brier = squares.sum(axis=1) / (2 if split.task_type == BINARY else 1)
+        loss = share(split, np.where(truth, -likely, 0).sum(axis=1), everyone, draws)
+        overall = {
+            BRIER: share(split, brier, everyone, draws),
+            ECE: gap(split, scores.max(axis=1, keepdims=True), right, everyone[:, None], draws)[:, 0],
+        }
+    return overall | {LOG_LOSS: loss, LIKELIHOOD: np.exp(-loss)}, per_class
+
+
+def gap(split: Split, stated: np.ndarray, happened: np.ndarray, known: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Expected calibration error in each resample, (R, M): mean distance of stated and seen share over bins.
+
+    Args:
+        split: whose sequences these are.
+        stated: a probability each, (N, M).
+        happened: (N, M) bool.
+        known: which of them count, (N, M) bool.
+        draws: (R, G).
+    """
+    excess = np.where(known, stated - happened, 0)
+    bins, num_columns = bins_of(stated), stated.shape[1]
+    distance = np.zeros((len(draws), num_columns))
+    for start in range(0, num_columns, CHUNK_COLUMNS):
+        columns = np.arange(start, min(start + CHUNK_COLUMNS, num_columns))
+        per_patient = np.zeros((draws.shape[1], len(columns), NUM_BINS))
+        np.add.at(per_patient, (split.group[:, None], columns - start, bins[:, columns]), excess[:, columns])
+        in_bins = draws @ per_patient.reshape(draws.shape[1], -1)
+        distance[:, columns] = np.abs(in_bins).reshape(len(draws), len(columns), NUM_BINS).sum(axis=2)
+    return ratio(distance, summed(split, known, draws))
+
+
+def bins_of(probabilities: np.ndarray) -> np.ndarray:
+    """The bin of each probability, from 0; bins are of equal width and hold their upper edge."""
+    return np.searchsorted(np.linspace(0, 1, NUM_BINS + 1)[1:-1], probabilities, side="left")
 
 
 def ranking(
-    truth: np.ndarray, probabilities: np.ndarray, group: np.ndarray, draws: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """AUROC and AUPRC (average precision) of each class against the others in each resample, (1 + R, K)."""
-    auroc, auprc = (np.full((len(draws), truth.shape[1]), np.nan) for _ in range(2))
-    step = max(1, CHUNK_VALUES // len(truth))
-    for k in np.flatnonzero(truth.any(axis=0)):
-        order = np.argsort(-probabilities[:, k], kind="stable")
-        falling, positive = -probabilities[order, k], truth[order, k]
-        # Sequences of equal score enter together, and only the scores of positives matter: (U,) of them.
-        levels, first = np.unique(falling[positive], return_index=True)
-        before, through = np.searchsorted(falling, levels, "left"), np.searchsorted(falling, levels, "right")
-        for start in range(0, len(draws), step):
-            rows = slice(start, start + step)
-            weights = draws[rows].take(group[order], axis=1)
-            entered = np.zeros((len(weights), len(truth) + 1))
-            np.cumsum(weights, axis=1, out=entered[:, 1:])
-            new_hits = np.add.reduceat(weights[:, positive], first, axis=1)
-            hits = np.cumsum(new_hits, axis=1)
-            all_hits, all_alarms = hits[:, -1], entered[:, -1] - hits[:, -1]
-            alarms_twice = entered[:, before] + entered[:, through] - 2 * hits + new_hits  # before and through
-            area = (new_hits * (all_alarms[:, None] - alarms_twice / 2)).sum(axis=1)
-            auroc[rows, k] = ratio(area, all_hits * all_alarms)
-            precision = hits / np.maximum(entered[:, through], 1)  # multiplicities are whole: below 1 is 0 of 0
-            recalled = ratio((new_hits * precision).sum(axis=1), all_hits)
-            auprc[rows, k] = np.where(all_alarms > 0, recalled, np.nan)
-    return auroc, auprc
+    split: Split, draws: np.ndarray, specificities: Sequence[float]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What follows from the order of probabilities: overall and per class, each class against the others."""
+    truth, known, scores, group = split.truth, split.known, split.scores, split.group
+    draws = np.asfortranarray(draws)  # patients are the rows of the products below
+    columns = [
+        ranked(truth[is_known, k], scores[is_known, k], group[is_known], draws, specificities)
+        for k, is_known in enumerate(known.T)
+    ]
+    found = np.stack(columns, axis=-1)  # (R, metrics, K)
+    names = (AUROC, AUPRC, *(at_specificity(value) for value in specificities))
+    per_class = {name: found[:, place] for place, name in enumerate(names)}
+    micro = ranked(truth[known], scores[known], group[np.nonzero(known)[0]], draws)
+    overall = {name: mean_of_defined(per_class[name]) for name in names[2:]}
+    overall |= {MACRO_AUROC: mean_of_defined(per_class[AUROC]), MACRO_AUPRC: mean_of_defined(per_class[AUPRC])}
+    return overall | {MICRO_AUROC: micro[:, 0], MICRO_AUPRC: micro[:, 1]}, per_class
 
 
-def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Quotient, NaN where the denominator is zero."""
-    return np.divide(numerator, denominator, out=np.full(np.shape(denominator), np.nan), where=denominator > 0)
+def summed(split: Split, events: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Sums of events in each resample, (N, M) -> (R, M), by patient first."""
+    members = table(split.group, np.arange(len(split.group)), (draws.shape[1], len(split.group)))
+    return draws @ (members @ events.astype(np.float64))
+
+
+def share(split: Split, events: np.ndarray, of: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """Events (N,) by the number of sequences that count (N,) bool, in each resample, (R,)."""
+    return ratio(*summed(split, np.stack([events, of], axis=1).astype(np.float64), draws).T)
 
 
 def mean_of_defined(values: np.ndarray) -> np.ndarray:
