@@ -26,11 +26,11 @@ class Intervals:
     """Turns resampled values into value, low and high, and keeps account of what could not be given.
 
     Intervals are BCa (Efron 1987): percentiles moved for the bias and the skewness of a metric that has an end, as
-    an AUROC near 1; plain ones hold the true value in 87 to 93 % there. They are widened for the number of patients
+    an AUROC near 1, where plain ones hold the true value too rarely. They are widened for the number of patients
     (Hesterberg 2015, section 4.4.2), as the variance of a resample divides by n, not n - 1. The ECE alone is
     reflected (basic bootstrap, Davison and Hinkley 1997, section 5.2.1): resampling adds to it, as few sequences did
-    in the first place, so the percentiles of a model that is well calibrated hold no value near 0. Even so
-    its interval holds the true value in 70 to 90 % of splits of up to 100 patients, the others in 92 to 97 %.
+    in the first place, so the percentiles of a model that is well calibrated hold no value near 0. Its interval is a
+    rough one all the same.
     """
 
     num_patients: int

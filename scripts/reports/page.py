@@ -28,9 +28,14 @@ REQUIRED = ("title", "synthetic", TASK, "split", *RAW_ARRAYS, "model", "controls
 METRIC_TITLES = {
     "sensitivity": "Sensitivity",
     "specificity": "Specificity",
+    "precision": "Precision",
     "f1": "F1",
+    "balanced_accuracy": "Balanced accuracy",
+    "mcc": "MCC",
     "auroc": "AUROC",
     "auprc": "AUPRC",
+    "brier": "Brier score",
+    "ece": "ECE",
 }
 # What losing to the model means, by control; a control may bring its own as "question".
 QUESTIONS = {
