@@ -58,6 +58,7 @@ def expected_by_class(truth, predicted, scores):
         "sensitivity": sk.recall_score(truth, predicted),
         "specificity": sk.recall_score(~truth, ~predicted),
         "precision": sk.precision_score(truth, predicted),
+        "npv": sk.precision_score(~truth, ~predicted),
         "f1": sk.f1_score(truth, predicted),
         "balanced_accuracy": sk.balanced_accuracy_score(truth, predicted),
         "mcc": sk.matthews_corrcoef(truth, predicted),
@@ -130,7 +131,7 @@ def test_binary_scores_equal_scikit_learn_on_the_second_column():
         "mcc": sk.matthews_corrcoef(labels, predicted),
         "quadratic_kappa": sk.cohen_kappa_score(labels, predicted),
         "balanced_accuracy": sk.balanced_accuracy_score(labels, predicted),
-        "ece": binned_error(probabilities.max(axis=1), predicted == labels),
+        "ece": binned_error(scores, labels == 1),
         "micro_auroc": sk.roc_auc_score(truth.ravel(), probabilities.ravel()),
     }
     assert {name: found[name]["value"] for name in expected} == pytest.approx(expected, abs=CLOSE)
@@ -369,7 +370,8 @@ def test_model_that_always_says_the_same_has_mcc_zero_and_no_precision_of_the_ot
     found = score(labels, np.tile([0.6, 0.3, 0.1], (60, 1)), MULTICLASS, NAMES[:3], range(60), num_resamples=50)
     assert found["mcc"]["value"] == sk.matthews_corrcoef(labels, np.zeros(60)) == 0
     assert found["per_class"]["leakage"]["precision"]["value"] is None
-    assert any("Not defined on these sequences: precision of leakage, pooling." in note for note in found["notes"])
+    note = "Not defined on these sequences: precision of leakage, pooling; npv of normal."
+    assert note in found["notes"]
     json.dumps(found, allow_nan=False)
 
 

@@ -28,7 +28,8 @@ REQUIRED = ("title", "synthetic", TASK, "split", *RAW_ARRAYS, "model", "controls
 METRIC_TITLES = {
     "sensitivity": "Sensitivity",
     "specificity": "Specificity",
-    "precision": "Precision",
+    "precision": "Precision (PPV)",
+    "npv": "NPV",
     "f1": "F1",
     "balanced_accuracy": "Balanced accuracy",
     "mcc": "MCC",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scripts.keys import BINARY, MULTILABEL
+from scripts.keys import BINARY, MULTICLASS, MULTILABEL
 from scripts.reports.ranking import ranked, ratio, table
 
 BALANCED_ACCURACY, MACRO_AUROC, ACCURACY, MACRO_F1 = "balanced_accuracy", "macro_auroc", "accuracy", "macro_f1"
@@ -21,12 +21,12 @@ MICRO_AUROC, MACRO_AUPRC, MICRO_AUPRC = "micro_auroc", "macro_auprc", "micro_aup
 MCC, KAPPA = "mcc", "quadratic_kappa"
 BRIER, ECE, LOG_LOSS, LIKELIHOOD = "brier", "ece", "log_loss", "likelihood"
 AUROC, AUPRC, F1 = "auroc", "auprc", "f1"
-SENSITIVITY, SPECIFICITY, PRECISION = "sensitivity", "specificity", "precision"
+SENSITIVITY, SPECIFICITY, PRECISION, NPV = "sensitivity", "specificity", "precision", "npv"
 
 COUNT_METRICS = (BALANCED_ACCURACY, ACCURACY, MACRO_F1, MICRO_F1, MICRO_BALANCED_ACCURACY, MCC)
 PROBABILITY_METRICS = (BRIER, ECE, LOG_LOSS, LIKELIHOOD)
 RANK_METRICS = (MACRO_AUROC, MICRO_AUROC, MACRO_AUPRC, MICRO_AUPRC)
-CLASS_METRICS = (SENSITIVITY, SPECIFICITY, PRECISION, F1, BALANCED_ACCURACY, MCC, AUROC, AUPRC, BRIER, ECE)
+CLASS_METRICS = (SENSITIVITY, SPECIFICITY, PRECISION, NPV, F1, BALANCED_ACCURACY, MCC, AUROC, AUPRC, BRIER, ECE)
 
 MULTILABEL_THRESHOLD = 0.5
 NUM_BINS = 10  # equal width, right-closed, as Naeini et al. 2015; Guo et al. 2017 use 15 on 10,000 images and more
@@ -111,10 +111,12 @@ def resampled(
     return overall, per_class
 
 
-def counted(split: Split, draws: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What follows from decisions: overall and per class."""
+def counted(
+    split: Split, draws: np.ndarray, predicted: np.ndarray | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What follows from decisions, those of `decisions` or given ones (N, K) bool: overall and per class."""
     truth, known = split.truth, split.known
-    predicted = decisions(split.scores, split.task_type)
+    predicted = decisions(split.scores, split.task_type) if predicted is None else predicted
     hits, misses, alarms, passes = (
         summed(split, events & known, draws)  # (R, K)
         for events in (truth & predicted, truth & ~predicted, ~truth & predicted, ~truth & ~predicted)
@@ -129,6 +131,7 @@ def counted(split: Split, draws: np.ndarray) -> tuple[dict[str, np.ndarray], dic
         SENSITIVITY: sensitivity,
         SPECIFICITY: specificity,
         PRECISION: ratio(hits, hits + alarms),
+        NPV: ratio(passes, passes + misses),
         F1: f1,
         BALANCED_ACCURACY: halves,
         MCC: mcc,
@@ -180,8 +183,9 @@ def quadratic_kappa(split: Split, draws: np.ndarray, true: np.ndarray, predicted
 def probable(split: Split, draws: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """What follows from the values of probabilities: overall and per class.
 
-    The Brier score of a multiclass task sums over the classes, that of a binary one is of its second class, as
-    scikit-learn has both. ECE overall is that of the likeliest class; for a multilabel task the mean over classes.
+    Of a binary task, Brier score and ECE are those of its second class; of a multiclass one the Brier score sums
+    over the classes, as scikit-learn has it, and the ECE is that of the likeliest class; of a multilabel one both
+    are the mean over classes.
     """
     truth, known, scores = split.truth, split.known, split.scores
     labelled = summed(split, known, draws)  # (R, K)
@@ -193,16 +197,17 @@ def probable(split: Split, draws: np.ndarray) -> tuple[dict[str, np.ndarray], di
     likely = np.log(np.clip(np.where(truth, scores, 1 - scores), SMALLEST, 1))
     if split.task_type == MULTILABEL:
         loss = ratio(summed(split, np.where(known, -likely, 0), draws).sum(axis=1), labelled.sum(axis=1))
-        overall = {BRIER: mean_of_defined(per_class[BRIER]), ECE: mean_of_defined(per_class[ECE])}
     else:
-        everyone = np.ones(len(truth), dtype=bool)
+        loss = share(split, np.where(truth, -likely, 0).sum(axis=1), np.ones(len(truth)), draws)
+    if split.task_type == MULTICLASS:
         right = (truth & decisions(scores, split.task_type)).any(axis=1, keepdims=True)
-        brier = squares.sum(axis=1) / (2 if split.task_type == BINARY else 1)
-        loss = share(split, np.where(truth, -likely, 0).sum(axis=1), everyone, draws)
         overall = {
-            BRIER: share(split, brier, everyone, draws),
-            ECE: gap(split, scores.max(axis=1, keepdims=True), right, everyone[:, None], draws)[:, 0],
+            BRIER: share(split, squares.sum(axis=1), np.ones(len(truth)), draws),
+            ECE: gap(split, scores.max(axis=1, keepdims=True), right, np.ones_like(right), draws)[:, 0],
         }
+    else:
+        chosen = slice(1, None) if split.task_type == BINARY else slice(None)
+        overall = {name: mean_of_defined(per_class[name][:, chosen]) for name in (BRIER, ECE)}
     return overall | {LOG_LOSS: loss, LIKELIHOOD: np.exp(-loss)}, per_class
 
 
@@ -259,7 +264,7 @@ def summed(split: Split, events: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def share(split: Split, events: np.ndarray, of: np.ndarray, draws: np.ndarray) -> np.ndarray:
-    """Events (N,) by the number of sequences that count (N,) bool, in each resample, (R,)."""
+    """Events (N,) by the number of sequences that count, (N,) of zeros and ones, in each resample, (R,)."""
     return ratio(*summed(split, np.stack([events, of], axis=1).astype(np.float64), draws).T)
 
 

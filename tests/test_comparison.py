@@ -1,0 +1,155 @@
+"""Two runs compared: DeLong's test against its definition and a permutation, and one set of resamples for both."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import numpy as np
+import pytest
+from scipy import stats
+from sklearn.metrics import roc_auc_score
+
+from scripts.keys import BINARY, CLASSES, MULTICLASS, MULTILABEL
+from scripts.reports.comparison import REPEATED, SEVERAL, auroc_covariance, compare_runs, delong
+from scripts.reports.metrics import paired_difference, score
+
+
+def correlated(rng, num=80, strength=(1.2, 0.9), decimals=12):
+    positive = rng.random(num) < 0.4
+    shared = rng.normal(size=num)
+    scores = [(s * positive + shared + rng.normal(size=num)).round(decimals) for s in strength]
+    return positive, scores[0], scores[1]
+
+
+def covariance_by_definition(positive, scores):
+    """DeLong 1988, equations 4 to 6: every positive against every negative."""
+    wins = [(s[positive][:, None] > s[~positive]) + 0.5 * (s[positive][:, None] == s[~positive]) for s in scores]
+    areas = np.array([win.mean() for win in wins])
+    by_positive = np.array([win.mean(axis=1) for win in wins]) - areas[:, None]
+    by_negative = np.array([win.mean(axis=0) for win in wins]) - areas[:, None]
+    m, n = positive.sum(), (~positive).sum()
+    return areas, by_positive @ by_positive.T / (m - 1) / m + by_negative @ by_negative.T / (n - 1) / n
+
+
+@pytest.mark.parametrize("decimals", [0, 1, 12])
+def test_fast_covariance_equals_every_pair_spelled_out(decimals):
+    positive, *scores = correlated(np.random.default_rng(0), decimals=decimals)
+    areas, covariance = auroc_covariance(positive, np.stack(scores))
+    expected_areas, expected = covariance_by_definition(positive, scores)
+    np.testing.assert_allclose(areas, expected_areas, rtol=1e-12)
+    np.testing.assert_allclose(covariance, expected, rtol=1e-9)
+    np.testing.assert_allclose(areas, [roc_auc_score(positive, s) for s in scores], rtol=1e-12)
+
+
+def test_delong_gives_the_difference_its_interval_and_p_value():
+    positive, a, b = correlated(np.random.default_rng(1))
+    areas, covariance = covariance_by_definition(positive, [a, b])
+    spread = np.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
+    found = delong(positive, a, b)
+    assert found["value"] == pytest.approx(areas[0] - areas[1])
+    assert (found["auroc_a"], found["auroc_b"]) == pytest.approx(tuple(areas))
+    assert found["low"] == pytest.approx(found["value"] - 1.959964 * spread, abs=1e-6)
+    assert found["p_value"] == pytest.approx(2 * stats.norm.sf(abs(found["value"]) / spread))
+    swapped = delong(positive, b, a)
+    assert swapped["p_value"] == pytest.approx(found["p_value"])
+    assert swapped["value"] == -found["value"]
+    assert (found["low"] > 0 or found["high"] < 0) == (found["p_value"] < 0.05)
+
+
+def test_delong_rejects_equal_runs_about_as_often_as_it_claims():
+    rng, p_values = np.random.default_rng(2), []
+    for _ in range(600):
+        p_values.append(delong(*correlated(rng, strength=(1, 1)))["p_value"])
+    assert 0.03 < np.mean(np.array(p_values) < 0.05) < 0.075  # standard deviation 0.9 %
+    assert np.mean(p_values) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("positive", "a", "b", "note"),
+    [
+        ([True, True], [0.1, 0.2], [0.2, 0.1], "there is no area"),
+        ([], [], [], "there is no area"),
+        ([True, False, False], [0.1, 0.2, 0.0], [0.3, 0.1, 0.2], "variance is not known"),
+        ([True, True, False, False], [0.5] * 4, [0.7] * 4, "nothing to test"),
+        ([True, True, False, False], [4, 3, 2, 1], [0.4, 0.3, 0.2, 0.1], "nothing to test"),
+    ],
+)
+def test_delong_says_why_it_gives_no_p_value(positive, a, b, note):
+    found = delong(positive, a, b)
+    assert found["p_value"] is None
+    assert note in found["note"]
+    json.dumps(found, allow_nan=False)
+
+
+def test_delong_of_many_sequences_is_quick():
+    positive, a, b = correlated(np.random.default_rng(3), num=200_000)
+    start = time.perf_counter()
+    assert delong(positive, a, b)["p_value"] < 1e-9
+    assert time.perf_counter() - start < 2  # every pair would be 9.6e9 comparisons
+
+
+def runs(task_type=MULTICLASS, num=90, num_patients=40):
+    rng = np.random.default_rng(4)
+    num_classes = 2 if task_type == BINARY else 3
+    labels = rng.integers(0, num_classes, num)
+    truth = labels[:, None] == np.arange(num_classes)
+    both = []
+    for strength in (2.0, 1.0):
+        raised = np.exp(rng.normal(size=truth.shape) + strength * truth)
+        single = raised / raised.sum(axis=1, keepdims=True)
+        both.append(raised / (1 + raised) if task_type == MULTILABEL else single)
+    labels = np.where(rng.random(truth.shape) < 0.1, -1, truth) if task_type == MULTILABEL else labels
+    return labels, *both, np.arange(num) % num_patients
+
+
+@pytest.mark.parametrize("task_type", [BINARY, MULTICLASS, MULTILABEL])
+def test_comparison_holds_both_scores_and_their_paired_differences(task_type):
+    labels, a, b, patients = runs(task_type)
+    names = ["no", "yes", "other"][: a.shape[1]]
+    task = {"task_type": task_type, CLASSES: names, "num_resamples": 100}
+    found = compare_runs(labels, a, b, patients, names=("gru", "mean"), **task)
+    alone = [score(labels, p, patients=patients, **task) for p in (a, b)]
+    assert found["names"] == ["gru", "mean"]
+    for metric in ("balanced_accuracy", "macro_auroc", "brier", "ece", "mcc"):
+        entry = found["overall"][metric]
+        assert [entry["a"], entry["b"]] == [scores[metric]["value"] for scores in alone]
+        paired = paired_difference(labels, a, b, patients, metric, **task)
+        assert {part: entry[part] for part in ("value", "low", "high")} == {
+            part: paired[part] for part in ("value", "low", "high")
+        }
+    assert list(found["per_class"]) == (["yes"] if task_type == BINARY else names)
+    for k, name in enumerate(names):
+        if name in found["per_class"]:
+            known = np.full(len(labels), True) if labels.ndim == 1 else labels[:, k] >= 0
+            truth = labels == k if labels.ndim == 1 else labels[:, k] == 1
+            entry = found["per_class"][name]
+            assert entry["value"] == pytest.approx(entry["delong"]["value"], abs=1e-12)
+            assert entry["a"] == pytest.approx(roc_auc_score(truth[known], a[known, k]), abs=1e-12)
+            assert entry["delong"] == delong(truth[known], a[known, k], b[known, k])
+    assert {"brier", "ece", "log_loss"} == set(found["lower_is_better"])
+    json.dumps(found, allow_nan=False)
+
+
+def test_repeated_patients_are_said_to_break_delongs_assumption():
+    labels, a, b, patients = runs()
+    task = {"task_type": MULTICLASS, CLASSES: ["a", "b", "c"], "num_resamples": 20}
+    assert REPEATED in compare_runs(labels, a, b, patients, **task)["notes"]
+    once = compare_runs(labels, a, b, range(len(labels)), **task)["notes"]
+    assert REPEATED not in once
+    assert SEVERAL in once
+
+
+def test_run_compared_with_itself_differs_nowhere_and_tests_nothing():
+    labels, a, _, patients = runs(BINARY)
+    found = compare_runs(labels, a, a, patients, task_type=BINARY, classes=["no", "yes"], num_resamples=20)
+    assert all(entry["value"] == 0 and entry["low"] is None for entry in found["overall"].values())
+    assert found["per_class"]["yes"]["delong"]["p_value"] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_split_of_one_sequence_is_compared_without_errors():
+    found = compare_runs([1], [[0.2, 0.8]], [[0.7, 0.3]], ["x"], task_type=BINARY, classes=["no", "yes"])
+    assert found["overall"]["accuracy"]["value"] == 1
+    assert found["overall"]["macro_auroc"]["value"] is None
+    json.dumps(found, allow_nan=False)
