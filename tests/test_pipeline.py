@@ -17,6 +17,7 @@ import pytest
 import torch
 from monai.bundle import create_workflow
 
+from scripts.curation.export import export_store
 from scripts.datalists.collect import make_datalist
 from scripts.networks.card import read_card
 from scripts.sequences.phantom import CLASSES, write_exams
@@ -248,6 +249,19 @@ def test_two_processes_cache_the_same_store_and_train(flow, tmp_path):
         == torch.load(flow["model"], weights_only=True).keys()
     )
     assert (tmp_path / "out" / "checkpoints" / "best.pt").is_file()
+
+
+def test_another_institution_trains_from_the_exported_features_without_any_image(flow, tmp_path):
+    exported = tmp_path / "exported"
+    said = export_store(flow["out"] / "features", exported, "CC0-1.0", flow["data"] / "datalist.json", progress=False)
+    assert "licence CC0-1.0" in said
+    places = {"dataset_dir": str(exported), "features_dir": str(exported), "datalist": str(exported / "datalist.json")}
+    options = {"output_dir": str(tmp_path / "out"), "model_path": str(tmp_path / "model.pt"), "max_epochs": 2}
+    run_here("train", ("train",), **places, **options, batch_size=8)
+    ours, theirs = (torch.load(path, weights_only=True) for path in (tmp_path / "model.pt", flow["model"]))
+    assert ours.keys() == theirs.keys()
+    for value in IDENTITIES:
+        assert not any(value.encode() in path.read_bytes() for path in exported.iterdir())
 
 
 @pytest.mark.parametrize(("workflow_type", "name"), [("train", "train"), ("infer", "inference")])
