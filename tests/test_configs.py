@@ -71,7 +71,7 @@ def test_expressions_are_short_and_simple(name):
         assert "lambda" not in expression and " for " not in expression and "open(" not in expression
 
 
-@pytest.mark.parametrize("name", (*WORKFLOWS, "multi_gpu_cache", "multi_gpu_train"))
+@pytest.mark.parametrize("name", (*WORKFLOWS, "multi_gpu_cache"))
 def test_initialize_finds_the_bundle_then_checks_the_overrides(name):
     first, second = load(name)["initialize"][:2]
     assert first == "$sys.path.insert(0, os.path.abspath(@bundle_root))"

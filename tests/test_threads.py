@@ -98,8 +98,8 @@ def test_measuring_ends_soon_also_for_a_slow_head(dataset):
 
 def test_head_dataset_and_random_states_are_as_they_were_to_the_bit(dataset):
     def states() -> list:
-        drawn = dataset.random.bit_generator.state, dataset.random_pass.bit_generator.state
-        return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), drawn]  # noqa: NPY002
+        read = dataset.readings.tolist()
+        return [random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), read]  # noqa: NPY002
 
     head = Normed().eval()
     some, *_ = head.parameters()

@@ -197,5 +197,5 @@ def class_counts(items: Sequence[dict[str, Any]], task: Task) -> np.ndarray:
     """How many items carry each class, (K,) int64."""
     labels = [item[LABEL] for item in items]
     if task.type == MULTILABEL:
-        return np.asarray(labels, dtype=np.int64).reshape(-1, len(task.classes)).sum(axis=0)
+        return (np.asarray(labels, dtype=np.int64).reshape(-1, len(task.classes)) == 1).sum(axis=0)  # -1: not known
     return np.bincount(np.asarray(labels, dtype=np.int64), minlength=len(task.classes))

@@ -108,17 +108,19 @@ def real_path(path: Path, real: dict[Path, Path]) -> Path:
 
 
 def check_label(where: str, label: Any, task: Task) -> int | list[int]:
-    """The label if it fits the task.
+    """The label if it fits the task; of several labels one that is not known, null in the list, is -1.
 
     Raises:
-        ValueError: a class index out of range, or not one 0 or 1 for each class.
+        ValueError: a class index out of range, or not one 0, 1 or null for each class, or nothing but null.
     """
     num_classes = len(task.classes)
     names = ", ".join(f"{i} {name}" for i, name in enumerate(task.classes[:8])) + (", ..." if num_classes > 8 else "")
     if task.type == MULTILABEL:
-        if not isinstance(label, list) or len(label) != num_classes or any(v not in (0, 1) for v in label):
-            raise ValueError(bad_value(where, LABEL, label, f"{num_classes} values of 0 or 1, for: {names}"))
-        return [int(value) for value in label]
+        fits = isinstance(label, list) and len(label) == num_classes and all(v in (0, 1, None) for v in label)
+        if not fits or all(value is None for value in label):
+            allowed = f"{num_classes} values of 0, 1 or null (not known), not all null, for: {names}"
+            raise ValueError(bad_value(where, LABEL, label, allowed))
+        return [-1 if value is None else int(value) for value in label]
     if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < num_classes:
         raise ValueError(bad_value(where, LABEL, label, f"a class index of: {names}"))
     return label

@@ -27,6 +27,8 @@ from scripts.store.store import FeatureStore, StoredSequence
 logger = logging.getLogger("angiography")
 
 FRAMES_SHOWN = ("all", "shuffled")
+OF_FRAMES, OF_PASS = 0, 1  # purposes of a draw
+FRESH = {"bit_generator": "Philox", "buffer": np.zeros(4, np.uint64), "buffer_pos": 4, "has_uint32": 0, "uinteger": 0}
 SCALE_SEQUENCES = 256  # read together for the mean and deviation of their frames
 
 
@@ -36,11 +38,16 @@ class FeatureDataset(Dataset):
     An item has features (T, D) float32, frame_times_ms (T,) float32, label, and source, sequence, patient. Of patch
     tokens (T, P, D) the features are the mean over P.
 
+    What a reading draws follows from the seed, the epoch, the sequence and how often it was read in the epoch, so that
+    neither the order of reading nor the number of processes matters.
+
     Args:
         data: datalist items.
         store: holds their features.
         frames_shown: `all`, or `shuffled`: features in random order while times stay, the control for order.
         frame_dropout: share of frames left out at random at each reading, for training.
+        time_jitter: at each reading every frame is moved at random towards the one before or after it, up to this
+            share of the way, 0.5 at most; features and time there are those of both, mixed.
         skip_missing: leave out sequences the store does not hold, with a warning, instead of refusing.
         augmented: at each reading draw the plain sequence or one of its augmented passes, of those the store has.
         seed: of shuffling, dropout and passes; the global random state is left alone.
@@ -55,6 +62,7 @@ class FeatureDataset(Dataset):
         store: FeatureStore,
         frames_shown: str = "all",
         frame_dropout: float = 0.0,
+        time_jitter: float = 0.0,
         skip_missing: bool = False,
         augmented: bool = False,
         seed: int = 0,
@@ -63,11 +71,14 @@ class FeatureDataset(Dataset):
             raise ValueError(bad_value("configuration", "frames_shown", frames_shown, f"one of {FRAMES_SHOWN}"))
         if not 0.0 <= frame_dropout < 1.0:
             raise ValueError(bad_value("configuration", "frame_dropout", frame_dropout, "0.0 up to below 1.0"))
+        if not 0.0 <= time_jitter <= 0.5:
+            raise ValueError(bad_value("configuration", "time_jitter", time_jitter, "0.0 to 0.5, half of the way"))
         self.store = store
         self.frames_shown = frames_shown
-        self.frame_dropout = frame_dropout
+        self.frame_dropout, self.time_jitter = frame_dropout, time_jitter
+        self.draws = frames_shown == "shuffled" or frame_dropout > 0.0 or time_jitter > 0.0
         self.augmented = augmented
-        self.random, self.random_pass = np.random.default_rng(seed), np.random.default_rng([seed, 1])
+        self.seed, self._generator = seed, np.random.Generator(np.random.Philox(seed))
         keys = exam_keys(data)
         rows = _rows(store, keys, augmented)
         here: list[bool] = np.all(rows >= 0, axis=1).tolist()
@@ -87,6 +98,7 @@ class FeatureDataset(Dataset):
         self.data = [item for item, found in zip(data, here, strict=True) if found]
         self.keys = [key for key, found in zip(keys, here, strict=True) if found and key is not None]
         self._rows = rows[here]  # (N, passes)
+        self.set_epoch(0)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """In another process the store is opened anew, and may have grown."""
@@ -95,6 +107,10 @@ class FeatureDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let what is drawn from now on be that of `epoch`."""
+        self.epoch, self.readings = epoch, np.zeros(len(self.data), np.uint32)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -121,12 +137,18 @@ class FeatureDataset(Dataset):
 
     def _draw(self, index: int) -> dict[str, Any]:
         passes = self._rows.shape[1]
-        features, times, _ = self._stored(index, int(self.random_pass.integers(passes)) if passes > 1 else 0)
+        number = int(self._random(index, OF_PASS).integers(passes)) if passes > 1 else 0
+        features, times, _ = self._stored(index, number)
+        random = self._random(index, OF_FRAMES) if self.draws else self._generator
+        self.readings[index] += 1
+        if self.time_jitter and len(features) > 1:
+            moved = np.arange(len(features)) + random.uniform(-self.time_jitter, self.time_jitter, len(features))
+            features, times = _between(features, times, moved.clip(0, len(features) - 1))
         if self.frames_shown == "shuffled":
-            features = features.index_select(0, torch.from_numpy(self.random.permutation(len(features))))
+            features = features.index_select(0, torch.from_numpy(random.permutation(len(features))))
         if self.frame_dropout and len(features) > 1:
-            (kept,) = (self.random.random(len(features)) >= self.frame_dropout).nonzero()
-            keep = torch.from_numpy(kept if len(kept) else np.array([self.random.integers(len(features))]))
+            (kept,) = (random.random(len(features)) >= self.frame_dropout).nonzero()
+            keep = torch.from_numpy(kept if len(kept) else np.array([random.integers(len(features))]))
             features, times = features.index_select(0, keep), times.index_select(0, keep)
         item = self.data[index]
         out = {FEATURES: features, FRAME_TIMES: times, SOURCE: item[SOURCE]}
@@ -134,6 +156,23 @@ class FeatureDataset(Dataset):
             if item.get(key) is not None:
                 out[key] = item[key]
         return out
+
+
+    def _random(self, index: int, purpose: int) -> np.random.Generator:
+        """The generator, about to draw what belongs to this reading and purpose."""
+        counter = np.array([0, index, self.epoch, self.readings.item(index)], np.uint64)  # the first counts the draws
+        key = np.array([self.seed, purpose], np.uint64)
+        self._generator.bit_generator.state = {"state": {"counter": counter, "key": key}, **FRESH}
+        return self._generator
+
+
+def _between(features: Tensor, times: Tensor, positions: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Features (T, D) and times (T,) at positions between the frames, (T,), of the two beside each in its share."""
+    before = torch.from_numpy(np.minimum(positions.astype(np.int64), len(positions) - 2))
+    share = torch.from_numpy(positions).to(torch.float32) - before
+    features = features.to(torch.float32)
+    features = torch.lerp(features.index_select(0, before), features.index_select(0, before + 1), share[:, None])
+    return features, torch.lerp(times.index_select(0, before), times.index_select(0, before + 1), share)
 
 
 def _rows(store: FeatureStore, keys: Sequence[str | None], augmented: bool) -> np.ndarray:
