@@ -7,9 +7,11 @@ import xml.etree.ElementTree as ET
 import matplotlib
 import numpy as np
 import pytest
+from sklearn import metrics as sk
 
 from scripts.keys import BINARY, MULTICLASS, MULTILABEL
 from scripts.reports import plots
+from scripts.reports.calibration import reliability
 
 HOSTILE = ["<b>&", "_hidden", "$x$ 100 $", "眼底 荧光", "a very long class name that does not fit"]
 
@@ -28,11 +30,11 @@ def texts(svg):
 
 def pictures():
     labels, probabilities = simulated(5)
-    rows = [("model", 0.9, 0.8, 0.95), ("_shuffled $", 0.4, None, None), ("nothing", None, None, None)]
     return [
         plots.roc_curves(labels, probabilities, HOSTILE, MULTICLASS),
+        plots.precision_recall_curves(labels, probabilities, HOSTILE, MULTICLASS),
         plots.confusion_matrix(np.arange(25).reshape(5, 5), HOSTILE),
-        plots.controls_chart(rows, chance=0.2),
+        plots.reliability_diagram(reliability(labels, probabilities, MULTICLASS, HOSTILE)),
     ]
 
 
@@ -67,12 +69,12 @@ def test_pictures_of_one_page_share_no_id_with_different_content():
 
 
 def test_class_names_appear_as_text_whatever_they_hold():
-    roc, confusion, controls = (" / ".join(texts(svg)) for svg in pictures())
+    roc, recall, confusion, _ = (" / ".join(texts(svg)) for svg in pictures())
     for name in HOSTILE[:4]:
         assert name in roc
+        assert name in recall
         assert name in confusion
     assert "a very long class nam…" in roc
-    assert "_shuffled $" in controls
 
 
 def test_pictures_leave_matplotlib_settings_alone():
@@ -88,19 +90,25 @@ def test_roc_of_a_binary_task_draws_the_second_class_only():
     assert not any(text.endswith("no") for text in found)
 
 
-def test_roc_says_which_class_has_no_curve():
+@pytest.mark.parametrize("curves", [plots.roc_curves, plots.precision_recall_curves])
+def test_curves_say_which_class_has_none(curves):
     labels, probabilities = simulated(3)
     labels[labels == 2] = 0
-    found = texts(plots.roc_curves(labels, probabilities, ["a", "b", "c"], MULTICLASS))
+    found = texts(curves(labels, probabilities, ["a", "b", "c"], MULTICLASS))
     assert any("no curve" in text and "c" in text for text in found)
 
 
 @pytest.mark.parametrize("num_classes", [1, 3])
-def test_roc_of_a_multilabel_task_takes_zeros_and_ones(num_classes):
+def test_curves_of_a_multilabel_task_leave_out_labels_that_are_not_known(num_classes):
     rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, (50, num_classes))
-    svg = plots.roc_curves(labels, rng.random((50, num_classes)), ["a", "b", "c"][:num_classes], MULTILABEL)
-    assert any("Sensitivity" in text for text in texts(svg))
+    labels, scores = rng.integers(-1, 2, (50, num_classes)), rng.random((50, num_classes))
+    classes = ["a", "b", "c"][:num_classes]
+    roc = " / ".join(texts(plots.roc_curves(labels, scores, classes, MULTILABEL)))
+    recall = " / ".join(texts(plots.precision_recall_curves(labels, scores, classes, MULTILABEL)))
+    for k, name in enumerate(classes):
+        known = labels[:, k] >= 0
+        assert f"{sk.roc_auc_score(labels[known, k], scores[known, k]):.3f}  {name}" in roc
+        assert f"{sk.average_precision_score(labels[known, k], scores[known, k]):.3f}  {name}" in recall
 
 
 def test_roc_of_one_sequence_is_a_picture_without_curves():
@@ -124,6 +132,13 @@ def test_confusion_matrix_writes_every_count():
     assert [text for text in found if text.isdigit()] == ["71", "0", "13", "42"]
 
 
-def test_controls_chart_writes_values_and_says_where_there_is_none():
-    found = texts(pictures()[2])
-    assert {"0.900", "0.400", "none", "chance"} <= set(found)
+def test_reliability_diagram_writes_the_number_in_every_bin():
+    yes = np.array([0.05, 0.05, 0.55, 0.95, 0.95, 0.95])
+    found = reliability([0, 0, 1, 1, 1, 0], np.stack([1 - yes, yes], axis=1), BINARY, ["no", "yes"])
+    written = texts(plots.reliability_diagram(found))
+    assert [text for text in written if text.isdigit()][-10:] == ["2", "0", "0", "0", "0", "1", "0", "0", "0", "3"]
+
+
+def test_reliability_diagram_of_no_known_label_is_a_picture_without_points():
+    svg = plots.reliability_diagram(reliability([[-1]], [[0.5]], MULTILABEL, ["x"]))
+    assert "Stated probability" in texts(svg)

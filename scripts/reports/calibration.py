@@ -61,12 +61,11 @@ def fit_temperature(
         ends = np.log(TEMPERATURES)
         best = optimize.minimize_scalar(loss, bounds=ends, method="bounded", options={"xatol": 1e-7})
         at_ends = [loss(end) for end in ends]
-        if loss(0.0) - best.fun < 1e-12:  # as good as any, as when all logits are equal
-            pass
-        elif min(at_ends) - best.fun < 1e-6:
+        gain = loss(0.0) - best.fun  # none where 1 is as good as any, as when all logits are equal
+        if gain > 1e-12 and min(at_ends) - best.fun < 1e-6:
             way = "larger" if at_ends[0] < at_ends[1] else "smaller"
             notes.append(f"Split {split} is likeliest for ever {way} logits, so it fixes no temperature: it stays 1.")
-        else:
+        elif gain > 1e-12:
             temperature = float(np.exp(best.x))
     scores = {
         when: score(labels, probabilities_of(values, task_type, at), task_type, classes, range(len(values)), 0)

@@ -55,7 +55,7 @@ def compare_runs(
     (overall_a, class_a), (overall_b, class_b) = (resampled(split, draws) for split in (a, b))
     label_names = [str(name) for name in classes]
     notes, explained = missing(a, label_names)
-    intervals = Intervals(a.num_patients, num_resamples, notes, explained)
+    intervals = Intervals(a.num_patients, num_resamples, paired=True, notes=notes, explained=explained)
 
     def entry(metric: str, of_a: np.ndarray, of_b: np.ndarray, *whose: str) -> dict[str, Any]:
         both = {side: None if np.isnan(of[0]) else float(of[0]) for side, of in (("a", of_a), ("b", of_b))}

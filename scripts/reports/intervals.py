@@ -35,6 +35,7 @@ class Intervals:
 
     num_patients: int
     num_resamples: int
+    paired: bool = False  # the values are differences, which have no end and little bias
     notes: list[str] = field(default_factory=list)
     explained: tuple[str, ...] = ()  # classes whose missing values the notes explain already
     undefined: dict[str, list[str]] = field(default_factory=dict)  # metric: whose
@@ -51,7 +52,7 @@ class Intervals:
         left = (~np.isnan(samples)).sum(axis=0)  # resamples that define it, (K,)
         ordered = np.sort(samples, axis=0)  # NaN last
         possible = self.num_resamples > 0 and self.num_patients > 1
-        limits = self.limits(values, ordered, left, name == ECE) if possible else None
+        limits = self.limits(values, ordered, left, name == ECE and not self.paired) if possible else None
         found = []
         for k, whose in enumerate(names):
             value = values[0, k]
@@ -63,10 +64,10 @@ class Intervals:
             elif limits is not None:
                 if left[k] < len(samples):
                     self.partial[whose] = min(int(left[k]), self.partial.get(whose, len(samples)))
-                if left[k] and ordered[left[k] - 1, k] - ordered[0, k] < 1e-12:
+                low, high = min(limits[0][k], value), max(limits[1][k], value)
+                if left[k] and high - low < 1e-12:
                     self.constant.setdefault(whose, []).append(spoken(name))
                 elif 2 * left[k] >= len(samples):
-                    low, high = min(limits[0][k], value), max(limits[1][k], value)
                     estimate |= {"low": float(low), "high": float(high)}
         return found
 
@@ -102,7 +103,7 @@ class Intervals:
             notes.append(f"Not defined on these sequences: {found}.")
         if self.constant:
             found = some([f"{whose}: {', '.join(names)}" for whose, names in self.constant.items()], "; ")
-            notes.append(f"No interval, as every resample gives the same value, which is no certainty: {found}.")
+            notes.append(f"No interval, as resamples give the same value, which is no certainty: {found}.")
         if self.partial:
             counts = some([f"{whose} {count}" for whose, count in self.partial.items()])
             notes.append(

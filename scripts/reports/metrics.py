@@ -70,14 +70,14 @@ def score(
     overall, per_class = resampled(split, draws, specificities)
     names = [str(name) for name in classes]
     notes, explained = missing(split, names)
-    intervals = Intervals(split.num_patients, num_resamples, notes, explained)
+    intervals = Intervals(split.num_patients, num_resamples, notes=notes, explained=explained)
     result: dict[str, Any] = {
         "num_sequences": len(split.truth),
         "num_patients": split.num_patients,
         "num_resamples": num_resamples,
         "seed": seed,
         CLASSES: list(classes),
-        "bins": f"{NUM_BINS} of equal width",
+        "bins": f"{NUM_BINS} bins of equal width",
     }
     result |= {name: intervals.estimate(name, values) for name, values in overall.items()}
     result["per_class"] = {
@@ -119,7 +119,8 @@ def paired_difference(
     draws = patient_draws(a.num_patients, num_resamples, seed)
     rank = metric not in (*COUNT_METRICS, *PROBABILITY_METRICS, KAPPA)
     found_a, found_b = (resampled(split, draws, SPECIFICITIES, rank)[0][metric] for split in (a, b))
-    intervals = Intervals(a.num_patients, num_resamples, *missing(a, [str(name) for name in classes]))
+    notes, explained = missing(a, [str(name) for name in classes])
+    intervals = Intervals(a.num_patients, num_resamples, paired=True, notes=notes, explained=explained)
     difference: dict[str, Any] = dict(intervals.estimate(metric, found_a - found_b))
     return difference | {"metric": metric, "notes": intervals.all_notes()}
 

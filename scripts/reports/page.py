@@ -15,37 +15,37 @@ from markupsafe import Markup
 from scripts.errors import bad_value
 from scripts.keys import BINARY, CLASSES, MULTICLASS, MULTILABEL, TASK, TYPE
 from scripts.pages import counted, fill
-from scripts.reports import plots
-from scripts.reports.predictions import plain, strict_json
-from scripts.reports.resampling import BALANCED_ACCURACY, CLASS_METRICS, MACRO_AUROC
+from scripts.reports import charts, plots, wording
+from scripts.reports.calibration import reliability
+from scripts.reports.metrics import OVERALL_METRICS
+from scripts.reports.predictions import strict_json
+from scripts.reports.resampling import (
+    AUPRC,
+    AUROC,
+    BALANCED_ACCURACY,
+    BRIER,
+    ECE,
+    F1,
+    MACRO_AUROC,
+    MCC,
+    NPV,
+    PRECISION,
+    SENSITIVITY,
+    SPECIFICITY,
+)
+from scripts.reports.thresholds import THRESHOLD_METRICS
+from scripts.reports.wording import MODEL_NAME, findings, text_of, title_of
 from scripts.writing import write_file
 
-MODEL_NAME = "temporal model"
 SYNTHETIC_BANNER = "Synthetic data: these numbers say nothing about patients."
-NO_INTERVAL = "no interval"
 RAW_ARRAYS = ("labels", "probabilities", "patients")  # for the pictures only; never written
 REQUIRED = ("title", "synthetic", TASK, "split", *RAW_ARRAYS, "model", "controls", "provenance")
-METRIC_TITLES = {
-    "sensitivity": "Sensitivity",
-    "specificity": "Specificity",
-    "precision": "Precision (PPV)",
-    "npv": "NPV",
-    "f1": "F1",
-    "balanced_accuracy": "Balanced accuracy",
-    "mcc": "MCC",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "brier": "Brier score",
-    "ece": "ECE",
-}
-# What losing to the model means, by control; a control may bring its own as "question".
-QUESTIONS = {
-    "shuffled order": "Does the order of frames help?",
-    "single best frame": "Does more than one frame help?",
-    "mean of frames": "Does the course over frames help, beyond their mean?",
-    "time removed": "Does elapsed time help?",
-    "untrained encoder": "Does the pretrained encoder help?",
-}
+RELIABILITY = "reliability"
+DECISION_METRICS = (SENSITIVITY, SPECIFICITY, PRECISION, NPV, F1)
+OTHER_METRICS = (BALANCED_ACCURACY, MCC, BRIER, ECE)
+CLASS_SERIES = (AUROC, SENSITIVITY, SPECIFICITY)
+MAX_CHART_CLASSES = 20
+MAX_TABLE_CLASSES = 60
 
 
 def write_report(output_dir: Path, results: Mapping[str, Any]) -> Path:
@@ -56,12 +56,23 @@ def write_report(output_dir: Path, results: Mapping[str, Any]) -> Path:
         results: `title`; `synthetic`, a bool; `task` with `type` and `classes`; `split`, its name; `labels`,
             `probabilities` and `patients`, for the pictures; `model`, as `metrics.score` returns it;
             `controls`, per name `score`, `difference` (model minus control, balanced accuracy, as
-            `metrics.paired_difference` returns it) and `explanation`, one sentence; `provenance`, a flat
-            mapping of what made the numbers.
+            `metrics.paired_difference` returns it), `explanation`, one sentence, and perhaps `question`, what the
+            control answers; `provenance`, a flat mapping of what made the numbers.
+
+            May hold as well, each shown where it is there: `absent_controls`, per name the sentence that says why
+            and how to make it; `history`, per epoch its numbers by name, and `best_epoch`, for learning curves;
+            `temperature`, as `calibration.fit_temperature` returns it; `thresholds`, a list of what
+            `thresholds.at_thresholds` returns; `subgroups`, a list of what `subgroups.subgroup_scores` returns;
+            `comparison`, as `comparison.compare_runs` returns it; `notes`, a list of sentences; `reliability`, as
+            `calibration.reliability` returns it, by default made from labels and probabilities.
     """
     missing = [key for key in REQUIRED if key not in results]
     if missing:
         raise ValueError(bad_value("report", "missing entries of the results", ", ".join(missing), "none"))
+    if RELIABILITY not in results:
+        task = results[TASK]
+        found = reliability(results["labels"], results["probabilities"], task[TYPE], task[CLASSES])
+        results = {**results, RELIABILITY: found}
     output_dir.mkdir(parents=True, exist_ok=True)
     numbers = {key: value for key, value in results.items() if key not in RAW_ARRAYS}
     write_file(output_dir / "report.json", strict_json(numbers))
@@ -71,7 +82,7 @@ def write_report(output_dir: Path, results: Mapping[str, Any]) -> Path:
 
 
 def summary_table(results: Mapping[str, Any]) -> str:
-    """Model and controls with balanced accuracy, macro AUROC and the difference, aligned for a terminal."""
+    """Model and controls with balanced accuracy, macro AUROC and the difference, aligned; then what they show."""
     model = results["model"]
     synthetic = " (synthetic)" if results["synthetic"] else ""
     heading = f"{results['title']}{synthetic}"
@@ -85,7 +96,9 @@ def summary_table(results: Mapping[str, Any]) -> str:
         table.append((row["name"], text_of(row[BALANCED_ACCURACY]), text_of(row[MACRO_AUROC]), difference))
     widths = [max(len(line[column]) for line in table) for column in range(4)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
-    return "\n".join([heading, counts, *(line.rstrip() for line in lines)])
+    words = [f"{found['question']} {found['verdict']}." for found in findings(results)]
+    words += [f"{name}: {why}" for name, why in results.get("absent_controls", {}).items()]
+    return "\n".join([heading, counts, *(line.rstrip() for line in lines), *words])
 
 
 def compared(results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -107,105 +120,114 @@ def compared(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What each control shows, in words: the question, a verdict, and the paired interval behind it."""
-    found = []
-    for name, control in results["controls"].items():
-        question = control.get("question") or QUESTIONS.get(plain_name(name), f"Does the model beat “{name}”?")
-        verdict, text = verdict_of(str(name), control["difference"])
-        found.append({"question": question, "verdict": verdict, "text": text})
-    return found
-
-
-def verdict_of(control: str, difference: Mapping[str, Any]) -> tuple[str, str]:
-    """Whether the model beats one control, and the sentence that says by how much."""
-    value, low, high = (difference[part] for part in ("value", "low", "high"))
-    if value is None:
-        return "Cannot be said", "Balanced accuracy is not defined on this split."
-    amount = "equal to" if value == 0 else f"{abs(value):.3f} {'higher' if value > 0 else 'lower'} than"
-    text = f"The model's balanced accuracy is {amount} that of the control “{control}”"
-    if low is None:
-        return "Cannot be said", " ".join([f"{text}, without an interval.", *difference.get("notes", [])])
-    text += f" (paired 95 % interval {low:+.3f} to {high:+.3f})."
-    if low > 0:
-        return "Yes", text
-    if high < 0:
-        return "No, it harms", text
-    return "Not shown", f"{text} The interval holds zero: this split does not tell them apart."
-
-
 def html_of(results: Mapping[str, Any]) -> str:
     """The page as text."""
     task, model = results[TASK], results["model"]
     classes = [str(name) for name in task[CLASSES]]
-    labels, probabilities = results["labels"], results["probabilities"]
-    rows = compared(results)
-    chart_rows = [(row["name"], *(row[BALANCED_ACCURACY][part] for part in ("value", "low", "high"))) for row in rows]
-    num_present = sum(model["per_class"][name]["num"] > 0 for name in classes)
-    chance = 0.5 if task[TYPE] == MULTILABEL else 1 / num_present
     confusion = model.get("confusion")
+    shown = weakest(model["per_class"], classes, MAX_TABLE_CLASSES)
     return fill(
         Path(__file__).parent / "report.html.j2",
-        {"estimate": text_of, "value": value_of, "limits": limits_of},
+        {
+            "estimate": text_of,
+            "value": wording.value_of,
+            "limits": wording.limits_of,
+            "number": wording.number_of,
+            "p_value": wording.p_value_of,
+            "title": title_of,
+        },
         title=results["title"],
         banner=SYNTHETIC_BANNER if results["synthetic"] else "",
         split=results["split"],
         task_type=task[TYPE],
         classes=classes,
+        shown_classes=shown,
         model=model,
-        rows=rows,
+        rows=compared(results),
         findings=findings(results),
-        class_metrics=[(name, METRIC_TITLES[name]) for name in CLASS_METRICS],
-        roc=Markup(plots.roc_curves(labels, probabilities, classes, task[TYPE])),
-        confusion=Markup(plots.confusion_matrix(confusion, classes)) if confusion is not None else "",
-        controls=Markup(plots.controls_chart(chart_rows, chance=chance)),
-        confusion_words=confusion_words(confusion, classes) if confusion is not None else "",
-        roc_words=f"ROC curves, macro AUROC {text_of(model[MACRO_AUROC])}",
-        controls_words="; ".join(f"{row['name']} {text_of(row[BALANCED_ACCURACY])}" for row in rows),
-        per_class_roc=task[TYPE] != BINARY,
+        overall=[name for name in OVERALL_METRICS if name in model],
+        meanings=wording.MEANINGS,
+        class_tables=class_tables(model),
+        threshold_metrics=THRESHOLD_METRICS,
+        pictures={name: Markup(svg) for name, svg in pictures_of(results, classes).items()},
+        confusion_words=wording.confusion_words(confusion, classes) if confusion is not None else "",
+        per_class_curves=task[TYPE] != BINARY,
         one_label=task[TYPE] in (BINARY, MULTICLASS),
-        provenance={str(key): cell_of(value) for key, value in results["provenance"].items()},
+        reliability=results[RELIABILITY],
+        temperature=results.get("temperature"),
+        absent_controls=results.get("absent_controls", {}),
+        thresholds=results.get("thresholds", []),
+        subgroups=results.get("subgroups", []),
+        comparison=results.get("comparison"),
+        notes=[*model["notes"], *results.get("notes", [])],
+        provenance={str(key): wording.cell_of(value) for key, value in results["provenance"].items()},
     )
 
 
-def confusion_words(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> str:
-    """The picture's alternative text: how many of each class were found."""
-    found = [f"{name} {row[k]} of {sum(row)}" for k, (name, row) in enumerate(zip(classes, confusion, strict=True))]
-    return "Confusion matrix; recognised: " + ", ".join(found)
+def class_tables(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The metrics of a class, in tables that fit a sheet of paper."""
+    found = next(iter(model["per_class"].values()))
+    at = (name for name in found if name.startswith("sensitivity_at_specificity_"))
+    return [DECISION_METRICS, (AUROC, AUPRC, *at), OTHER_METRICS]
 
 
-def text_of(estimate: Mapping[str, float | None], signed: bool = False) -> str:
-    """Value and interval on one line, `0.912 [0.870, 0.951]`."""
-    limits = limits_of(estimate, signed)
-    return f"{value_of(estimate, signed)} {limits}".rstrip()
+def weakest(per_class: Mapping[str, Any], classes: Sequence[str], most: int) -> list[str]:
+    """The classes, or where there are too many those with the lowest AUROC, in their own order."""
+    if len(classes) <= most:
+        return list(classes)
+
+    def area(name: str) -> float:
+        value = per_class[name][AUROC]["value"]
+        return 2.0 if value is None else value
+
+    chosen = set(sorted(classes, key=area)[:most])
+    return [name for name in classes if name in chosen]
 
 
-def value_of(estimate: Mapping[str, float | None], signed: bool = False) -> str:
-    """The value with three decimals, or that there is none."""
-    value = estimate["value"]
-    return "not defined" if value is None else f"{value:{'+' if signed else ''}.3f}"
-
-
-def limits_of(estimate: Mapping[str, float | None], signed: bool = False) -> str:
-    """The interval in brackets, that there is none, or nothing where the value is missing too."""
-    if estimate["value"] is None:
-        return ""
-    if estimate["low"] is None:
-        return f"({NO_INTERVAL})"
-    form = "+.3f" if signed else ".3f"
-    return f"[{estimate['low']:{form}}, {estimate['high']:{form}}]"
-
-
-def plain_name(name: str) -> str:
-    """A control's name as QUESTIONS spells it, whatever joins its words."""
-    return " ".join(name.lower().replace("_", " ").replace("-", " ").split())
-
-
-def cell_of(value: object) -> str:
-    """A provenance value on one line; a mapping as `key value, key value`."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {cell_of(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(cell_of(item) for item in value)
-    value = plain(value)
-    return "none" if value is None else str(value)
+def pictures_of(results: Mapping[str, Any], classes: Sequence[str]) -> dict[str, str]:
+    """All pictures of the page by name."""
+    task_type, model = results[TASK][TYPE], results["model"]
+    data = (results["labels"], results["probabilities"], classes, task_type)
+    rows = compared(results)
+    num_present = sum(model["per_class"][name]["num"] > 0 for name in classes)
+    chance = 0.5 if task_type == MULTILABEL or not num_present else 1 / num_present
+    found = {
+        "roc": plots.roc_curves(*data),
+        "pr": plots.precision_recall_curves(*data),
+        "reliability": plots.reliability_diagram(results[RELIABILITY]),
+        "controls": charts.interval_chart(
+            [(row["name"], [row[BALANCED_ACCURACY]]) for row in rows],
+            "Balanced accuracy",
+            "controls",
+            first_stands_out=True,
+            mark=(chance, "chance"),
+        ),
+    }
+    if len(rows) > 1:
+        found["differences"] = charts.interval_chart(
+            [(row["name"], [row["difference"]]) for row in rows[1:]],
+            "Balanced accuracy: model minus control",
+            "differences",
+            span=(-0.1, 0.1),
+            mark=(0.0, "equal"),
+        )
+    shown = weakest(model["per_class"], classes, MAX_CHART_CLASSES)[1 if task_type == BINARY else 0 :]
+    found["classes"] = charts.interval_chart(
+        [(name, [model["per_class"][name][metric] for metric in CLASS_SERIES]) for name in shown],
+        "Value and 95 % interval",
+        "classes",
+        series=[title_of(metric) for metric in CLASS_SERIES],
+    )
+    if model.get("confusion") is not None:
+        found["confusion"] = plots.confusion_matrix(model["confusion"], classes)
+    if results.get("history"):
+        found["learning"] = charts.learning_curves(results["history"], results.get("best_epoch"))
+    for place, subgroup in enumerate(results.get("subgroups", [])):
+        value = model[BALANCED_ACCURACY]["value"]
+        found[f"subgroup {place}"] = charts.interval_chart(
+            [(group["name"], [group[BALANCED_ACCURACY]]) for group in subgroup["groups"]],
+            "Balanced accuracy",
+            f"subgroup{place}",
+            mark=None if value is None else (value, "all"),
+        )
+    return found

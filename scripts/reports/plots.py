@@ -9,8 +9,8 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.typing import RcKeyType
 from numpy.typing import ArrayLike
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from scripts.keys import BINARY, MULTILABEL
 from scripts.reports.resampling import one_hot
@@ -43,6 +43,14 @@ STYLE: dict[RcKeyType, Any] = {
 }
 
 
+class Curve(NamedTuple):
+    """One class against the others: points (P,) each, and the area that names it."""
+
+    across: np.ndarray
+    up: np.ndarray
+    area: float
+
+
 def roc_curves(labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str], task_type: str) -> str:
     """ROC of each class against the others, with its area; for a binary task that of the second class.
 
@@ -55,41 +63,100 @@ def roc_curves(labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[st
         classes: K names.
         task_type: binary, multiclass or multilabel.
     """
-    scores = np.asarray(probabilities, dtype=np.float64)
-    truth = np.asarray(labels).astype(int)
-    truth = truth.astype(bool) if task_type == MULTILABEL else one_hot(truth, len(classes))
-    shown = [1] if task_type == BINARY else list(range(len(classes)))
-    drawable = [k for k in shown if 0 < truth[:, k].sum() < len(truth)]
-    areas = {k: float(roc_auc_score(truth[:, k], scores[:, k])) for k in drawable}
-    named = sorted(sorted(drawable, key=lambda k: areas[k])[: len(COLOURS)])
-    figure, axes = new_picture(WIDTH_INCHES + 0.21 * len(named))
-    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
+
+    def curve(positive: np.ndarray, scores: np.ndarray) -> Curve:
+        alarms, hits, _ = roc_curve(positive, scores)
+        return Curve(alarms, hits, float(roc_auc_score(positive, scores)))
+
+    found = curves(labels, probabilities, task_type, curve)
+    return drawn_curves(found, classes, "1 - specificity", "Sensitivity", "Area under the curve", "roc")
+
+
+def precision_recall_curves(labels: ArrayLike, probabilities: ArrayLike, classes: Sequence[str], task_type: str) -> str:
+    """Precision against sensitivity of each class, with its average precision; arguments as of `roc_curves`."""
+
+    def curve(positive: np.ndarray, scores: np.ndarray) -> Curve:
+        precision, recall, _ = precision_recall_curve(positive, scores)
+        return Curve(recall, precision, float(average_precision_score(positive, scores)))
+
+    found = curves(labels, probabilities, task_type, curve)
+    return drawn_curves(found, classes, "Sensitivity (recall)", "Precision (PPV)", "Average precision", "pr")
+
+
+def curves(
+    labels: ArrayLike, probabilities: ArrayLike, task_type: str, curve: Callable[[np.ndarray, np.ndarray], Curve]
+) -> dict[int, Curve | None]:
+    """The curve of each class that is drawn, None where its known labels are all the same."""
+    scores, given = np.asarray(probabilities, dtype=np.float64), np.asarray(labels).astype(int)
+    truth = given == 1 if task_type == MULTILABEL else one_hot(given, scores.shape[1])
+    known = given >= 0 if task_type == MULTILABEL else np.ones_like(truth)
+    found: dict[int, Curve | None] = {}
+    for k in [1] if task_type == BINARY else range(scores.shape[1]):
+        positive = truth[known[:, k], k]
+        both = positive.any() and not positive.all()
+        found[k] = curve(positive, scores[known[:, k], k]) if both else None
+    return found
+
+
+def drawn_curves(
+    found: Mapping[int, Curve | None], classes: Sequence[str], across: str, up: str, area: str, name: str
+) -> str:
+    """Curves in the unit square with a legend of their areas."""
+    drawable = {k: curve for k, curve in found.items() if curve is not None}
+    named = sorted(sorted(drawable, key=lambda k: drawable[k].area)[: len(COLOURS)])
+    missing = [k for k in found if k not in drawable][: 2 * len(COLOURS) - len(named)]
+    figure, axes = new_picture(WIDTH_INCHES + 0.21 * (len(named) + len(missing) - 1))
+    if name == "roc":
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
     handles = []
-    for k in drawable:
-        alarms, hits, _ = roc_curve(truth[:, k], scores[:, k])
-        keep = np.unique(np.linspace(0, len(hits) - 1, min(len(hits), MAX_CURVE_POINTS)).round().astype(int))
+    for k, curve in drawable.items():
+        num = len(curve.up)
+        keep = np.unique(np.linspace(0, num - 1, min(num, MAX_CURVE_POINTS)).round().astype(int))
         place = named.index(k) if k in named else None
         look: dict[str, Any] = (
             {"color": "#c8c8c8", "linewidth": 0.7, "zorder": 1}
             if place is None
             else {"color": COLOURS[place], "linestyle": DASHES[place % len(DASHES)], "linewidth": 1.8}
         )
-        (line,) = axes.plot(alarms[keep], hits[keep], **look)
+        (line,) = axes.plot(curve.across[keep], curve.up[keep], **look)
         if place is not None:
-            handles.append((line, f"{areas[k]:.3f}  {short(classes[k])}"))
-    for k in shown:
-        if k not in areas and len(handles) < 2 * len(COLOURS):
-            (line,) = axes.plot([], [], color="none")
-            handles.append((line, f"no curve  {short(classes[k])}"))
-    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    axes.set(xlabel="1 - specificity", ylabel="Sensitivity")
-    title = "Area under the curve" if len(drawable) <= len(named) else "Area, lowest of all classes"
-    legend = figure.legend(
-        *zip(*handles, strict=True), loc="outside lower left", title=title, alignment="left", frameon=False
+            handles.append((line, f"{curve.area:.3f}  {short(classes[k])}"))
+    for k in missing:
+        (line,) = axes.plot([], [], color="none")
+        handles.append((line, f"no curve  {short(classes[k])}"))
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal", xlabel=across, ylabel=up)
+    title = area if len(drawable) <= len(named) else f"{area}, lowest of all classes"
+    below_left(figure, handles, title)
+    return svg_of(figure, name)
+
+
+def reliability_diagram(found: Mapping[str, Any]) -> str:
+    """Stated probability against seen share, over how many sequences are in each bin.
+
+    Args:
+        found: as `calibration.reliability` returns it.
+    """
+    figure, (axes, counts) = new_pictures(WIDTH_INCHES + 0.9, (3.2, 1))
+    bins = [entry for entry in found["bins"] if entry["num"]]
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=":")
+    for entry in bins:  # the gap that the calibration error sums up
+        stated = entry["stated"]
+        axes.plot([stated, stated], [stated, entry["seen"]], color=COLOURS[1], linewidth=1.4)
+    axes.plot(
+        [entry["stated"] for entry in bins],
+        [entry["seen"] for entry in bins],
+        color=COLOURS[0],
+        marker="o",
+        linewidth=1,
     )
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-    return svg_of(figure, "roc")
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="Seen share")
+    middles = [(entry["from"] + entry["to"]) / 2 for entry in found["bins"]]
+    heights = [entry["num"] for entry in found["bins"]]
+    counts.bar(middles, heights, width=0.085, color=COLOURS[5])
+    for middle, height in zip(middles, heights, strict=True):
+        counts.text(middle, height, str(height), ha="center", va="bottom", fontsize=8)
+    counts.set(xlabel="Stated probability", ylabel="Number", ylim=(0, 1.25 * max(*heights, 1)))
+    return svg_of(figure, "reliability")
 
 
 def confusion_matrix(confusion: ArrayLike, classes: Sequence[str]) -> str:
@@ -123,44 +190,32 @@ def confusion_matrix(confusion: ArrayLike, classes: Sequence[str]) -> str:
     return svg_of(figure, "confusion")
 
 
-def controls_chart(
-    rows: Sequence[tuple[str, float | None, float | None, float | None]],
-    label: str = "Balanced accuracy",
-    chance: float | None = None,
-) -> str:
-    """One line per row: a dot at the value, a bar over its interval, and the value in figures.
-
-    Args:
-        rows: name, value, low, high; the first row is the model and stands out. None draws nothing.
-        label: what the axis shows.
-        chance: where guessing lands, a dotted line; None leaves it out.
-    """
-    figure, axes = new_picture(0.75 + 0.38 * len(rows))
-    for place, (_, value, low, high) in enumerate(rows):
-        colour, marker = (COLOURS[0], "o") if place == 0 else (COLOURS[1], "D")
-        if low is not None and high is not None:
-            axes.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="butt")
-        if value is not None:
-            axes.plot([value], [place], color=colour, marker=marker, markersize=7)
-        text = "none" if value is None else f"{value:.3f}"
-        axes.text(1.02, place, text, va="center", transform=axes.get_yaxis_transform())
-    if chance is not None:
-        axes.axvline(chance, color=GREY, linewidth=0.8, linestyle=":")
-        axes.text(chance, -0.62, "chance", color=GREY, ha="center", va="bottom", fontsize=9)
-    axes.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.4, -0.6), xlabel=label)
-    axes.set_yticks(range(len(rows)), [short(name) for name, *_ in rows], parse_math=False)
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.grid(axis="x", color="#e4e4e4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return svg_of(figure, "controls")
-
-
 def new_picture(height_inches: float) -> tuple[Figure, Axes]:
     """An empty figure of the page's width and its axes, in this module's style."""
+    figure, (axes,) = new_pictures(height_inches, (1,))
+    return figure, axes
+
+
+def new_pictures(height_inches: float, heights: Sequence[float]) -> tuple[Figure, Sequence[Axes]]:
+    """An empty figure of the page's width with axes one below the other, of these relative heights."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
-        return figure, figure.add_subplot()
+        axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": heights})
+        return figure, list(axes[:, 0])
+
+
+def below_left(figure: Figure, handles: Sequence[tuple[Any, str]], title: str | None = None, columns: int = 1) -> None:
+    """A legend under the picture; names in it are plain text, whatever they hold."""
+    legend = figure.legend(
+        *zip(*handles, strict=True),
+        loc="outside lower left",
+        title=title,
+        alignment="left",
+        frameon=False,
+        ncols=columns,
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
 
 
 def svg_of(figure: Figure, name: str) -> str:

@@ -111,48 +111,50 @@ def resampled(
     return overall, per_class
 
 
-def counted(
-    split: Split, draws: np.ndarray, predicted: np.ndarray | None = None
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What follows from decisions, those of `decisions` or given ones (N, K) bool: overall and per class."""
-    truth, known = split.truth, split.known
-    predicted = decisions(split.scores, split.task_type) if predicted is None else predicted
+def by_class(
+    split: Split, predicted: np.ndarray, draws: np.ndarray
+) -> tuple[dict[str, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """What follows for each class from decisions (N, K) bool; and its hits, misses, false alarms and passes, (R, K)."""
+    truth = split.truth
     hits, misses, alarms, passes = (
-        summed(split, events & known, draws)  # (R, K)
+        summed(split, events & split.known, draws)
         for events in (truth & predicted, truth & ~predicted, ~truth & predicted, ~truth & ~predicted)
     )
     positives, negatives = hits + misses, passes + alarms
     sensitivity, specificity = ratio(hits, positives), ratio(passes, negatives)
-    halves = (sensitivity + specificity) / 2
-    f1 = np.where(positives > 0, ratio(2 * hits, 2 * hits + misses + alarms), np.nan)
     spread = np.sqrt((hits + alarms) * (passes + misses) * positives * negatives)
-    mcc = np.where(positives * negatives > 0, zero_for_constant(hits * passes - alarms * misses, spread), np.nan)
-    per_class = {
+    correlation = zero_for_constant(hits * passes - alarms * misses, spread)
+    found = {
         SENSITIVITY: sensitivity,
         SPECIFICITY: specificity,
         PRECISION: ratio(hits, hits + alarms),
         NPV: ratio(passes, passes + misses),
-        F1: f1,
-        BALANCED_ACCURACY: halves,
-        MCC: mcc,
+        F1: np.where(positives > 0, ratio(2 * hits, 2 * hits + misses + alarms), np.nan),
+        BALANCED_ACCURACY: (sensitivity + specificity) / 2,
+        MCC: np.where(positives * negatives > 0, correlation, np.nan),
     }
-    counts = np.asarray(known.any(axis=1))
-    right = ((truth == predicted) | ~known).all(axis=1) & counts
-    all_hits, all_misses, all_alarms, all_passes = (found.sum(axis=1) for found in (hits, misses, alarms, passes))
+    return found, (hits, misses, alarms, passes)
+
+
+def counted(split: Split, draws: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What follows from decisions: overall and per class."""
+    predicted = decisions(split.scores, split.task_type)
+    per_class, counts = by_class(split, predicted, draws)
+    positives, called = counts[0] + counts[1], counts[0] + counts[2]
+    hits, misses, alarms, passes = (count.sum(axis=1) for count in counts)
+    labelled = np.asarray(split.known.any(axis=1))
+    right = ((split.truth == predicted) | ~split.known).all(axis=1) & labelled
+    several = split.task_type == MULTILABEL
     overall = {
-        BALANCED_ACCURACY: mean_of_defined(halves if split.task_type == MULTILABEL else sensitivity),
-        ACCURACY: share(split, right, counts, draws),
-        MACRO_F1: mean_of_defined(f1),
-        MICRO_F1: ratio(2 * all_hits, 2 * all_hits + all_misses + all_alarms),
-        MICRO_BALANCED_ACCURACY: (ratio(all_hits, all_hits + all_misses) + ratio(all_passes, all_passes + all_alarms))
-        / 2,
+        BALANCED_ACCURACY: mean_of_defined(per_class[BALANCED_ACCURACY if several else SENSITIVITY]),
+        ACCURACY: share(split, right, labelled, draws),
+        MACRO_F1: mean_of_defined(per_class[F1]),
+        MICRO_F1: ratio(2 * hits, 2 * hits + misses + alarms),
+        MICRO_BALANCED_ACCURACY: (ratio(hits, hits + misses) + ratio(passes, passes + alarms)) / 2,
+        MCC: mean_of_defined(per_class[MCC]) if several else gorodkin(hits, positives, called),
     }
-    if split.task_type == MULTILABEL:
-        overall[MCC] = mean_of_defined(mcc)
-    else:
-        overall[MCC] = gorodkin(all_hits, positives, hits + alarms)
     if split.ordered:
-        overall[KAPPA] = quadratic_kappa(split, draws, positives, hits + alarms)
+        overall[KAPPA] = quadratic_kappa(split, draws, positives, called)
     return overall, per_class
 
 

@@ -23,7 +23,7 @@ from scripts.reports.resampling import (
     PRECISION,
     SENSITIVITY,
     SPECIFICITY,
-    counted,
+    by_class,
     patient_draws,
 )
 
@@ -126,9 +126,9 @@ def at_thresholds(
         raise ValueError(bad_value("thresholds", "classes", some(strange), "those of the split: " + some(names)))
     limits = np.array([chosen["thresholds"].get(name) for name in names], dtype=np.float64)  # None: NaN, calls nobody
     called = found.scores >= limits
-    _, values = counted(found, patient_draws(found.num_patients, num_resamples, seed), called)
+    values, _ = by_class(found, called, patient_draws(found.num_patients, num_resamples, seed))
     own_notes, explained = missing(found, names)
-    intervals = Intervals(found.num_patients, num_resamples, own_notes, explained)
+    intervals = Intervals(found.num_patients, num_resamples, notes=own_notes, explained=explained)
     per_class = {
         names[k]: {
             "threshold": float(limits[k]),
