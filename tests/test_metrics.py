@@ -236,7 +236,7 @@ def test_equal_scores_have_area_one_half_and_no_interval():
     found = score(labels, np.full((40, 2), 0.5), BINARY, ["no", "yes"], range(40), num_resamples=200)
     assert found["macro_auroc"] == {"value": 0.5, "low": None, "high": None}
     assert found["accuracy"]["low"] < 0.5 < found["accuracy"]["high"]
-    assert any("every resample gives the same value" in note and "macro auroc" in note for note in found["notes"])
+    assert any("resamples give the same value" in note and "macro auroc" in note for note in found["notes"])
 
 
 def test_class_that_resamples_miss_is_noted_with_their_number():
