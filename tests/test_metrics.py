@@ -381,6 +381,32 @@ def test_certain_and_wrong_predictions_have_a_finite_loss():
     json.dumps(found, allow_nan=False)
 
 
+@pytest.mark.parametrize("task_type", [BINARY, MULTICLASS, MULTILABEL])
+def test_tiny_and_hostile_splits_have_values_inside_their_intervals_or_none(task_type):
+    """Few sequences, ties, absent classes, one patient: as drawn; warnings are errors."""
+    rng, num_values, num_gaps = np.random.default_rng(15), 0, 0
+    for _ in range(60):
+        num, num_classes = int(rng.integers(1, 9)), 2 if task_type == BINARY else int(rng.integers(2, 5))
+        scores = rng.random((num, num_classes)).round(int(rng.integers(0, 3))) + 1e-12
+        scores = scores.clip(0, 1) if task_type == MULTILABEL else scores / scores.sum(axis=1, keepdims=True)
+        labels = rng.integers(0, rng.integers(1, num_classes + 1), num)
+        labels = rng.integers(-1, 2, scores.shape) if task_type == MULTILABEL else labels
+        names = NAMES[:num_classes]
+        found = score(labels, scores, task_type, names, rng.integers(0, 3, num), num_resamples=int(rng.integers(0, 9)))
+        json.dumps(found, allow_nan=False)
+        per_class = [value for entry in found["per_class"].values() for value in entry.values()]
+        estimates = [value for value in [*found.values(), *per_class] if isinstance(value, dict) and "low" in value]
+        for estimate in estimates:
+            if estimate["low"] is not None:
+                assert estimate["low"] <= estimate["value"] <= estimate["high"]
+                num_values += 1
+        without = sum(estimate["value"] is None for estimate in estimates)
+        assert found["notes"] or not without
+        num_gaps += without
+    assert num_values > 100
+    assert num_gaps > 100
+
+
 def test_thousand_classes_have_defined_scores_and_short_notes():
     labels, probabilities, patients = simulated(np.random.default_rng(14), 60, 1000, strength=5)
     names = [f"class {k}" for k in range(1000)]
