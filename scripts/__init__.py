@@ -102,9 +102,17 @@ Imports point from the end of this list to its beginning, never back.
       controls     store, labels -> probabilities of the model, of one frame alone
 
     reports/       logits -> numbers, pictures
+      ranking      probabilities of one class -> areas, sensitivity at a specificity, in every resample
       resampling   probabilities, labels -> each metric in the data and in every patient resample
+      intervals    a metric in every resample -> value, low, high, why not
       metrics      probabilities, labels -> scores with 95 % intervals, paired differences
-      plots        numbers -> SVG
+      calibration  logits, labels -> temperature; numbers of a reliability diagram
+      thresholds   a named split -> thresholds; another split -> what they give there
+      comparison   two runs on the same sequences -> paired differences, DeLong's test
+      subgroups    values of a column -> scores of each group
+      plots        numbers -> SVG of curves
+      charts       numbers -> SVG of intervals and of training
+      wording      scores -> sentences
       page         scores -> report.html, report.json, table
       predictions  rows -> predictions.csv, predictions.json
       inference    engine output -> rows
