@@ -42,7 +42,7 @@ class RunRecord:
 
         Args:
             folders: made if absent.
-            facts: of this workflow, as JSON holds them: seed, digests, results. Nothing in them may name a person.
+            facts: of this workflow, as JSON holds them: seed, digests, results; paths in them are reduced too.
         """
         record = {
             "workflow": self.workflow,
@@ -55,16 +55,18 @@ class RunRecord:
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "threads": torch.get_num_threads(),
             "peak_memory_bytes": peak_memory_bytes(),
-            **facts,
+            **without_folders(facts),
         }
         text = json.dumps(record, indent=1) + "\n"
         for folder in folders:
             write_file(Path(folder) / RUN, text)
 
 
-def write_run(record: RunRecord, folders: Sequence[str | Path], **facts: Any) -> None:
-    """`RunRecord.write` for configs; a fact that is a mapping named `others` is spread out."""
-    record.write(folders, {**facts.pop("others", {}), **facts})
+def write_run(
+    record: RunRecord, folders: Sequence[str | Path], others: Mapping[str, Any] | None = None, **facts: Any
+) -> None:
+    """`RunRecord.write` for configs, with facts one by one and others together."""
+    record.write(folders, {**facts, **(others or {})})
 
 
 def reduced_command(arguments: Sequence[str]) -> list[str]:
@@ -90,7 +92,7 @@ def reduced(text: str) -> str:
     option, has_value, value = text.partition("=") if text.startswith("--") else ("", "", text)
     if value.startswith("["):
         try:
-            return option + has_value + str([reduced(str(part)) for part in ast.literal_eval(value)])
+            return option + has_value + str(without_folders(ast.literal_eval(value)))
         except (ValueError, SyntaxError):
             pass
     path = Path(value)
@@ -98,6 +100,15 @@ def reduced(text: str) -> str:
     if outside:
         value = f".../{value.replace(chr(92), '/').rstrip('/').rsplit('/', 1)[-1]}"
     return option + has_value + value
+
+
+def without_folders(value: Any) -> Any:
+    """The same, each text in it `reduced`."""
+    if isinstance(value, Mapping):
+        return {key: without_folders(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_folders(part) for part in value]
+    return reduced(value) if isinstance(value, str) else value
 
 
 def versions() -> dict[str, str]:
@@ -108,7 +119,7 @@ def versions() -> dict[str, str]:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return found | {"torch": str(torch.__version__)}  # with its build, such as +cu132
 
 
 def host_class() -> dict[str, Any]:

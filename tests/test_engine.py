@@ -1,20 +1,16 @@
-"""What MONAI's engines are given: batches, the best epoch, and an end to training on a NaN loss."""
+"""What MONAI's engines are given: batches, the best epoch, the scale of features, processes."""
 
-import logging
 import math
 
 import pytest
 import torch
-from monai.engines import SupervisedEvaluator, SupervisedTrainer
-from monai.handlers import ValidationHandler
+from monai.engines import SupervisedEvaluator
 from torch import nn
 
 from scripts.features.batching import collate_sequences
 from scripts.keys import FEATURES, FRAME_TIMES, IMAGE, LABEL, LENGTHS, SOURCE
-from scripts.networks.heads import GRUHead
+from scripts.networks.heads import make_head
 from scripts.training.engine import (
-    EpochProgress,
-    StopOnNonFiniteLoss,
     fit_scale,
     is_better,
     likelihood_metric,
@@ -49,25 +45,10 @@ def batches(count: int = 3, bad: int | None = None) -> list[dict]:
     return out
 
 
-def head_of() -> GRUHead:
+def head_of() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return GRUHead(4, K, hidden_size=4)
-
-
-def trainer_of(data: list[dict], handlers: list, max_epochs: int = 2) -> SupervisedTrainer:
-    network = head_of()
-    return SupervisedTrainer(
-        device=CPU,
-        max_epochs=max_epochs,
-        train_data_loader=data,
-        network=network,
-        optimizer=torch.optim.SGD(network.parameters(), 0.01),
-        loss_function=nn.CrossEntropyLoss(),
-        prepare_batch=prepare_batch,
-        train_handlers=handlers,
-        decollate=False,
-    )
+        return make_head("gru", 4, K, hidden_size=4)
 
 
 def evaluator_of(data: list[dict], network: nn.Module) -> SupervisedEvaluator:
@@ -143,43 +124,7 @@ def test_evaluator_whose_first_epoch_is_not_finite_still_finds_the_best_one():
     assert evaluator.state.best_metric > 0.0
 
 
-# --- a loss that is not finite ---
-
-
-def test_loss_that_is_not_finite_ends_training_with_epoch_and_batch_named():
-    trainer = trainer_of(batches(bad=1), [StopOnNonFiniteLoss()])
-    with pytest.raises(ValueError, match=r"epoch 1, batch with 1-0\.dcm, 1-1\.dcm: loss is nan") as error:
-        trainer.run()
-    assert "Lower --learning_rate" in str(error.value)
-    assert trainer.state.iteration == 2
-
-
-def test_training_with_finite_losses_runs_to_its_end():
-    trainer = trainer_of(batches(), [StopOnNonFiniteLoss()])
-    before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
-    trainer.run()
-    assert trainer.state.iteration == 6
-    same = {n for n, tensor in trainer.network.state_dict().items() if torch.equal(tensor, before[n])}
-    assert {"mean", "std"} <= same <= {"mean", "std", "score.bias"}  # softmax cancels score.bias
-
-
-# --- progress, scale, processes ---
-
-
-def test_progress_says_at_the_end_which_epoch_was_best(caplog):
-    data = batches()
-    evaluator = evaluator_of(data, nn.Identity())
-    trainer = trainer_of(data, [])
-    evaluator.network = trainer.network
-    ValidationHandler(1, evaluator).attach(trainer)
-    EpochProgress(evaluator, "head").attach(trainer)
-    with caplog.at_level(logging.INFO, logger="angiography"):
-        trainer.run()
-    last = [record.getMessage() for record in caplog.records if record.name == "angiography"]
-    state = evaluator.state
-    assert last == [
-        f"head: stopped after 2 epochs; best epoch {state.best_metric_epoch}, val_likelihood {state.best_metric:.3f}"
-    ]
+# --- scale, processes ---
 
 
 def test_fit_scale_gives_the_head_mean_and_deviation_of_the_dataset(monkeypatch):

@@ -38,8 +38,8 @@ class FeatureDataset(Dataset):
     An item has features (T, D) float32, frame_times_ms (T,) float32, label, and source, sequence, patient. Of patch
     tokens (T, P, D) the features are the mean over P.
 
-    What a reading draws follows from the seed, the epoch, the sequence and how often it was read in the epoch, so that
-    neither the order of reading nor the number of processes matters.
+    What a reading draws follows from seed, epoch, sequence, and how often it was read in the epoch: the order of reading
+    does not matter, nor, where an epoch has each sequence once, the number of processes.
 
     Args:
         data: datalist items.
@@ -156,7 +156,6 @@ class FeatureDataset(Dataset):
             if item.get(key) is not None:
                 out[key] = item[key]
         return out
-
 
     def _random(self, index: int, purpose: int) -> np.random.Generator:
         """The generator, about to draw what belongs to this reading and purpose."""

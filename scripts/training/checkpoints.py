@@ -85,7 +85,9 @@ class Checkpoints:
             if self.resume:
                 logger.info(f"resume: no run to go on with in {self.folder}, so this one begins")
             elif (epoch := interrupted_epoch(path)) is not None:
-                logger.warning(f"{path}: a run was interrupted here after epoch {epoch}; --resume True would go on with it")
+                logger.warning(
+                    f"{path}: a run was interrupted here after epoch {epoch}; --resume True would go on with it"
+                )
             path.unlink(missing_ok=True)  # of a run that is over from now on
 
     def keep(self, engine: Any) -> None:
@@ -154,8 +156,11 @@ def read_run(path: Path) -> dict[str, Any]:
         ValueError: it cannot be read.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (*READ_ERRORS, pickle.UnpicklingError) as error:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or "recipe" not in state:  # such as best.pt, renamed
+            raise ValueError("not a state")
+        return state
+    except READ_ERRORS + (pickle.UnpicklingError,) as error:
         allowed, way_out = "the state of a run, as this version writes it", f"{ANEW.capitalize()}."
         raise ValueError(bad_value(path, "content", "unreadable", allowed, way_out)) from error
 

@@ -56,7 +56,7 @@ def _balanced(labels: np.ndarray, task: Task) -> np.ndarray:
 
 
 def sampling_groups(sampling: str, dataset: FeatureDataset, task: Task) -> np.ndarray | None:
-    """The group of each sequence, (N,), of which an epoch draws one as often as the other; None draws each sequence once.
+    """The group of each sequence, (N,); an epoch draws one as often as the other. None: it draws each sequence once.
 
     Args:
         sampling: `shuffled`, or `balanced`: the groups are the classes. Of several labels a sequence counts for the
@@ -90,10 +90,10 @@ def check_labels(training: FeatureDataset, validation: FeatureDataset, task: Tas
         if task.type == MULTILABEL:
             yes, no = (labels == 1).any(axis=0), (labels == 0).any(axis=0)
             usable, lacking = bool((yes & no).any()), ~(yes & no)
-            missing, wanted = "has one answer only for", "both answers of every label"
+            missing, wanted = "one-sided for", "both answers of every label"
         else:
             counts = np.bincount(labels, minlength=len(task.classes))
-            usable, lacking = np.count_nonzero(counts) > 1, counts == 0
+            usable, lacking = bool(np.count_nonzero(counts) > 1), counts == 0
             missing, wanted = "never", "sequences of every class"
         if split == TRAINING and not usable:
             found = f"{_names(task, ~lacking)} alone" if task.type != MULTILABEL else "the same everywhere"

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 
 import ignite.distributed as idist
 import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from monai.engines import IterationEvents
 from monai.handlers import MLFlowHandler
@@ -165,11 +164,11 @@ def mlflow_handler(tracking_uri: str, evaluator: Engine, parameters: dict[str, A
         raise ValueError(bad_value("configuration", "mlflow_uri", tracking_uri, "the package mlflow", way_out))
 
     def log(engine: Any) -> None:
-        metrics = engine.state.metrics | evaluator.state.metrics
+        metrics, run = engine.state.metrics | evaluator.state.metrics, handler.cur_run
         for name, value in metrics.items():
-            handler.client.log_metric(handler.cur_run.info.run_id, name, value, step=engine.state.epoch)
+            handler.client.log_metric(run.info.run_id, name, value, step=engine.state.epoch)
 
-    handler = MLFlowHandler(
+    handler: Any = MLFlowHandler(
         tracking_uri=tracking_uri,
         iteration_log=False,
         epoch_logger=log,

@@ -14,7 +14,7 @@ SMALLEST = 1e-8  # under a power below one, whose slope at zero is infinite
 
 
 class SequenceLoss(nn.Module):
-    """Mean loss over a batch of logits (B, K): cross entropy, or binary cross entropy of the known labels of multilabel.
+    """Mean loss of a batch of logits (B, K): cross entropy, or binary cross entropy of the known labels of multilabel.
 
     In several processes the mean is over the batches of all: the average of what they return, and so of their
     gradients, is that of one process with the whole batch, also where their batches differ in size.

@@ -32,7 +32,9 @@ def make_optimizer(
     if not max_gradient_norm >= 0.0:
         allowed = "a number of at least 0.0; 0.0 does not clip"
         raise ValueError(bad_value("configuration", "max_gradient_norm", max_gradient_norm, allowed))
-    optimizer = AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    # On the CPU the fused step takes a fifth of the time; on a GPU it would see gradients before they are unscaled.
+    fused = all(weight.device.type == "cpu" for weight in network.parameters())
+    optimizer = AdamW(network.parameters(), lr=learning_rate, weight_decay=weight_decay, fused=fused)
 
     def clip(*_: Any) -> None:  # a GradScaler has unscaled the gradients by now
         norm = clip_grad_norm_(network.parameters(), max_gradient_norm)
@@ -100,7 +102,7 @@ def averaged_weights(
         raise ValueError(bad_value("configuration", "ema_decay", ema_decay, "0.0, which is none, up to below 1.0"))
     if not ema_decay:
         return network
-    averaged = AveragedModel(network, device, multi_avg_fn=_growing(ema_decay))
+    averaged = AveragedModel(network, torch.device(device), multi_avg_fn=_growing(ema_decay))
     optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(network))
     return averaged
 
