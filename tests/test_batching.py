@@ -119,12 +119,72 @@ def test_draws_repeat_with_the_seed_and_differ_without(fill):
     assert drawn[0].shape != drawn[2].shape or not torch.equal(drawn[0], drawn[2])
 
 
+def test_draws_follow_from_the_epoch_and_the_sequence_whatever_is_read_before_it(fill):
+    def read(order: list[int], epoch: int) -> dict[int, list]:
+        dataset = FeatureDataset(*fill((30, 20, 10)), frame_dropout=0.5, time_jitter=0.5)
+        dataset.set_epoch(epoch)
+        return {n: dataset[n][FEATURES].tolist() for n in order}
+
+    first = read([0, 1, 2], epoch=1)
+    assert read([2, 0, 1], epoch=1) == first
+    assert all(read([n], epoch=1)[n] == first[n] for n in range(3))
+    other = read([0, 1, 2], epoch=2)
+    assert all(other[n] != first[n] for n in range(3))
+
+
+def test_a_sequence_read_again_in_an_epoch_is_drawn_anew_and_the_epoch_repeats(fill):
+    dataset = FeatureDataset(*fill((30,)), frame_dropout=0.5)
+    drawn = []
+    for _ in range(2):
+        dataset.set_epoch(7)
+        drawn.append([dataset[0][FRAME_TIMES].tolist() for _ in range(3)])
+    assert drawn[0] == drawn[1]
+    assert len({tuple(times) for times in drawn[0]}) == 3
+
+
+def test_jitter_moves_every_frame_part_of_the_way_to_one_beside_it(fill):
+    items, store = fill((40, 1))
+    plain, dataset = FeatureDataset(items, store), FeatureDataset(items, store, time_jitter=0.3)
+    before, moved = plain[0], dataset[0]
+    steps = moved[FRAME_TIMES] / 100.0 - torch.arange(40)  # frames are 100 ms apart
+    assert 0.2 < float(steps.abs().max()) <= 0.3001
+    assert (steps < 0).any() and (steps > 0).any()
+    for t in range(1, 39):
+        beside = t + (1 if steps[t] > 0 else -1)
+        mixed = torch.lerp(before[FEATURES][t], before[FEATURES][beside], steps[t].abs())
+        torch.testing.assert_close(moved[FEATURES][t], mixed, rtol=1e-3, atol=1e-4)
+    assert moved[FRAME_TIMES].tolist() == sorted(moved[FRAME_TIMES].tolist())
+    assert moved[FEATURES].dtype == torch.float32
+    torch.testing.assert_close(dataset[1][FEATURES], plain[1][FEATURES], rtol=0, atol=0)  # there is none beside it
+
+
+def test_jitter_knows_no_time_beside_a_frame_without_one(tmp_path):
+    store = FeatureStore.create(tmp_path / "features", {"test": "batching"})
+    (tmp_path / "a.dcm").write_text("a")
+    item = item_of(tmp_path / "a.dcm")
+    times = torch.tensor([0.0, 100.0, torch.nan, 300.0, 400.0])
+    with store.writer() as writer:
+        writer.add(entry_key(item), StoredSequence(torch.randn(5, 3), times, torch.arange(5)))
+    moved = FeatureDataset([item], store, time_jitter=0.5)[0]
+    assert torch.isfinite(moved[FEATURES]).all()
+    assert torch.isnan(moved[FRAME_TIMES][2])
+    assert torch.isfinite(moved[FRAME_TIMES][[0, 4]]).all()
+
+
+def test_labels_that_are_not_known_are_minus_one_in_the_batch(fill):
+    items, store = fill()
+    items = [item | {LABEL: label} for item, label in zip(items, ([1, -1], [0, 1], [-1, 0]), strict=True)]
+    batch = collate_sequences(FeatureDataset(items, store).__getitems__(range(3)))
+    assert batch[LABEL].tolist() == [[1.0, -1.0], [0.0, 1.0], [-1.0, 0.0]]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"frames_shown": "last"}, "frames_shown is last, needs one of .'all', 'shuffled'"),
         ({"frame_dropout": 1.0}, "frame_dropout is 1.0, needs 0.0 up to below 1.0"),
         ({"frame_dropout": -0.1}, "frame_dropout is -0.1"),
+        ({"time_jitter": 0.6}, "time_jitter is 0.6, needs 0.0 to 0.5"),
     ],
 )
 def test_unknown_options_are_refused(fill, options, message):

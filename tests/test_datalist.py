@@ -95,11 +95,11 @@ def test_datalist_label_that_is_no_class_index_is_refused(write, root, label):
     assert_message(refused.value, "test[1]", LABEL, label, "0 none, 1 slow, 2 fast")
 
 
-@pytest.mark.parametrize("label", [[0, 1], [0, 1, 0, 1], [0, 1, 2], [0, 1, None], 1, "leak", [[0], 1, 0]])
+@pytest.mark.parametrize("label", [[0, 1], [0, 1, 0, 1], [0, 1, 2], [0, 1, -1], [None] * 3, 1, "leak", [[0], 1, 0]])
 def test_datalist_multilabel_of_a_wrong_count_or_value_is_refused(write, root, label):
     with pytest.raises(ValueError) as refused:
         read_datalist(write({TASK: MULTILABEL, "test": [item(label=label)]}), root)
-    assert_message(refused.value, "test[0]", LABEL, label, "3 values of 0 or 1", "leak")
+    assert_message(refused.value, "test[0]", LABEL, label, "3 values of 0, 1 or null", "leak")
 
 
 def test_datalist_label_without_a_task_is_refused(write, root):
@@ -405,6 +405,13 @@ def test_is_synthetic_is_true_only_where_the_list_says_so(write):
 def test_datalist_digest_is_that_of_the_bytes(write):
     path = write({"test": []})
     assert datalist_digest(path) == hashlib.sha256(b'{"test": []}').hexdigest()
+
+
+def test_a_label_that_is_not_known_is_null_in_the_list_and_minus_one_read(write, root):
+    path = write({TASK: MULTILABEL, "test": [item(label=[1, None, 0])]})
+    (found,) = read_datalist(path, root)["test"]
+    assert found[LABEL] == [1, -1, 0]
+    assert class_counts([found], Task("multilabel", ("leak", "pool", "stain"))).tolist() == [1, 0, 0]
 
 
 def test_class_counts_count_every_class_even_the_absent(write, root):

@@ -114,3 +114,57 @@ def test_every_epoch_of_an_engine_is_another_one():
     Engine(lambda engine, batch: seen.append([int(n) for n in batch])).run(loader, max_epochs=3)
     sampler = LengthBatches(lengths, 8)
     assert seen == [batch for _ in range(3) for batch in epoch(sampler)]
+
+
+# --- groups ---
+
+UNEVEN = np.repeat([0, 1, 2], [900, 90, 10])
+
+
+@pytest.mark.parametrize("num_sequences", [1000, 997])
+def test_groups_are_drawn_evenly_in_an_epoch_of_as_many_sequences(num_sequences):
+    groups = UNEVEN[-num_sequences:]
+    sampler = LengthBatches(UNIFORM[:num_sequences], 32, groups=groups)
+    drawn = [[n for batch in epoch(sampler) for n in batch] for _ in range(2)]
+    for positions in drawn:
+        assert len(positions) == num_sequences
+        counts = np.bincount(groups[positions])
+        assert counts.max() - counts.min() <= 1
+        for group in range(3):
+            times = np.bincount(positions, minlength=num_sequences)[groups == group]
+            assert times.max() - times.min() <= 1  # none a second time before all of its group were drawn once
+    assert set(drawn[0]) != set(drawn[1])  # of the large group others
+
+
+def test_groups_leave_batches_alike_in_length_and_repeat_with_the_seed():
+    lengths = UNIFORM[:1000]
+    sampler = LengthBatches(lengths, 32, seed=3, groups=UNEVEN)
+    first = epoch(sampler)
+    assert padding(lengths, first) < 0.12
+    assert first == epoch(LengthBatches(lengths, 32, seed=3, groups=UNEVEN)) != epoch(sampler)
+
+
+def test_processes_share_an_epoch_of_groups():
+    one = epoch(LengthBatches(UNIFORM[:1000], 16, groups=UNEVEN))
+    shares = [epoch(LengthBatches(UNIFORM[:1000], 8, rank, 2, groups=UNEVEN)) for rank in range(2)]
+    for whole, *parts in zip(one, *shares, strict=True):
+        assert sorted(whole) == sorted(parts[0] + parts[1])
+
+
+def test_groups_that_all_have_one_sequence_are_drawn_once_each():
+    sampler = LengthBatches(UNIFORM[:1000], 64, groups=np.random.default_rng(0).permutation(1000))
+    assert sorted(n for batch in epoch(sampler) for n in batch) == list(range(1000))
+
+
+# --- batches of one step ---
+
+
+@pytest.mark.parametrize("num_sequences", [100, 23, 3000])
+@pytest.mark.parametrize(("together", "world_size"), [(2, 1), (3, 1), (2, 2)])
+def test_an_epoch_has_whole_steps_of_batches_of_nearly_one_size(num_sequences, together, world_size):
+    lengths = UNIFORM[:num_sequences]
+    samplers = [LengthBatches(lengths, 4, rank, world_size, together=together) for rank in range(world_size)]
+    shares = [epoch(sampler) for sampler in samplers]
+    sizes = [len(batch) for share in shares for batch in share]
+    assert all(len(share) % together == 0 for share in shares)
+    assert sum(sizes) == num_sequences and max(sizes) <= 4 and max(sizes) - min(sizes) <= 1

@@ -38,7 +38,7 @@ class FeatureDataset(Dataset):
     An item has features (T, D) float32, frame_times_ms (T,) float32, label, and source, sequence, patient. Of patch
     tokens (T, P, D) the features are the mean over P.
 
-    What a reading draws follows from seed, epoch, sequence, and how often it was read in the epoch: the order of reading
+    What a reading draws follows from seed, epoch, sequence and how often it was read in the epoch: the order of reading
     does not matter, nor, where an epoch has each sequence once, the number of processes.
 
     Args:

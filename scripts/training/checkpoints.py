@@ -21,6 +21,7 @@ from scripts.writing import write_file
 logger = logging.getLogger("angiography")
 
 BEST, LAST, STATE = "best.pt", "last.pt", "state.pt"
+UNREADABLE: tuple[type[Exception], ...] = (*READ_ERRORS, pickle.UnpicklingError)
 ANEW = "leave --resume out to start anew"
 
 
@@ -160,7 +161,7 @@ def read_run(path: Path) -> dict[str, Any]:
         if not isinstance(state, dict) or "recipe" not in state:  # such as best.pt, renamed
             raise ValueError("not a state")
         return state
-    except READ_ERRORS + (pickle.UnpicklingError,) as error:
+    except UNREADABLE as error:
         allowed, way_out = "the state of a run, as this version writes it", f"{ANEW.capitalize()}."
         raise ValueError(bad_value(path, "content", "unreadable", allowed, way_out)) from error
 
