@@ -60,7 +60,8 @@ Imports point from the end of this list to its beginning, never back.
     networks/      tensors -> tensors
       encoder      frames (N, 3, H, W) -> features (N, D) or patch tokens (N, P, D), any timm backbone
       weights      name -> verified state dict of the encoder, digest
-      heads        features (B, T, D), lengths, times -> logits (B, K), frame weights (B, T)
+      time_encoding lengths, frame_times_ms (B, T) -> real frames (B, T), elapsed time as numbers
+      heads        features (B, T, D), lengths, times -> logits (B, K), a weight and a decision a frame
       classifier   image (B, T, 3, H, W) -> logits (B, K)
       card         model.pt, model.json <-> network
 

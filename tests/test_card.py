@@ -8,16 +8,18 @@ import torch
 from scripts.networks.card import NOMINAL, card_path, load_model, read_card, save_model
 from scripts.networks.classifier import SequenceClassifier
 from scripts.networks.encoder import FrameEncoder
-from scripts.networks.heads import GRUHead
+from scripts.networks.heads import TemporalHead, make_head
 from scripts.networks.weights import load_into, read_state
 
 CARD = {**NOMINAL, "encoder_name": "test_vit", "image_size": 32, "hidden_size": 8, "classes": ["a", "b"]}
 
 
-def parts(seed: int = 0, hidden_size: int = 8, num_classes: int = 2, layers: int = 1) -> tuple[FrameEncoder, GRUHead]:
+def parts(
+    seed: int = 0, hidden_size: int = 8, num_classes: int = 2, layers: int = 1
+) -> tuple[FrameEncoder, TemporalHead]:
     encoder = FrameEncoder("test_vit", layers=layers)
     load_into(encoder, f"random:{seed}", "models")
-    return encoder, GRUHead(encoder.num_features, num_classes, hidden_size=hidden_size)
+    return encoder, make_head("gru", encoder.num_features, num_classes, hidden_size=hidden_size)
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_saving_again_replaces_model_and_card(saved, tmp_path):
     torch.save(head.state_dict(), tmp_path / "next.pt")
     save_model(path, parts(seed=3)[0], parts()[1], tmp_path / "next.pt", {**CARD, "classes": ["c", "d"]})
     assert read_card(path)["classes"] == ["c", "d"]
-    torch.testing.assert_close(read_state(path)["head.score.weight"], head.score.weight.data, rtol=0, atol=0)
+    torch.testing.assert_close(read_state(path)["head.project.weight"], head.project.weight.data, rtol=0, atol=0)
 
 
 def test_card_of_a_fresh_bundle_is_nominal_and_a_copy(tmp_path):

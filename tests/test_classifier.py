@@ -5,7 +5,7 @@ import torch
 
 from scripts.networks.classifier import SequenceClassifier
 from scripts.networks.encoder import FrameEncoder
-from scripts.networks.heads import GRUHead
+from scripts.networks.heads import make_head
 from scripts.networks.weights import load_into
 
 B, T, SIDE = 2, 7, 32
@@ -16,7 +16,7 @@ def classifier_of(chunk_frames: int, pooling: str = "avg", layers: int = 1) -> S
     load_into(encoder, "random:0", "models")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        head = GRUHead(encoder.num_features, 3, hidden_size=8)
+        head = make_head("gru", encoder.num_features, 3, hidden_size=8)
     return SequenceClassifier(encoder, head, chunk_frames).eval()
 
 
@@ -50,12 +50,16 @@ def test_logits_are_the_heads_on_each_sequences_own_features(batch):
 
 
 @torch.inference_mode()
-def test_weigh_gives_the_logits_of_forward_and_weights_that_sum_to_one(batch):
+def test_explain_gives_the_logits_of_forward_weights_that_sum_to_one_and_the_decision_after_each_frame(batch):
+    image, lengths, times = batch
     network = classifier_of(4)
-    logits, weights = network.weigh(*batch)
+    logits, weights, prefixes = network.explain(*batch)
     torch.testing.assert_close(logits, network(*batch), rtol=0, atol=0)
     torch.testing.assert_close(weights.sum(dim=1), torch.ones(B))
     assert bool((weights[1, 4:] == 0).all())
+    for end in range(1, T + 1):
+        cut = network(image[:, :end], lengths.clamp(max=end), times[:, :end])
+        torch.testing.assert_close(prefixes[:, end - 1], cut)
 
 
 @torch.inference_mode()
@@ -79,6 +83,7 @@ def test_scripted_classifier_equals_the_eager_one(batch):
     scripted = torch.jit.script(network)
     torch.testing.assert_close(scripted(*batch), network(*batch))
     torch.testing.assert_close(scripted(batch[0]), network(batch[0]))
+    torch.testing.assert_close(scripted.explain(*batch), network.explain(*batch))
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ import torch
 from scripts.features.batching import FeatureDataset
 from scripts.features.entries import entry_key
 from scripts.keys import FEATURES, FRAME_TIMES, LABEL, MULTICLASS, MULTILABEL
-from scripts.networks.heads import GRUHead
+from scripts.networks.heads import make_head
 from scripts.store.store import FeatureStore, StoredSequence
 from scripts.training.controls import labels_of, predict, single_best_frame
 from tests.exams import item_of
@@ -90,7 +90,7 @@ def test_single_best_frame_gives_the_same_answer_twice(splits):
 
 @pytest.mark.parametrize("task_type", [MULTICLASS, MULTILABEL])
 def test_predictions_are_the_heads_own_whatever_the_batch_size(splits, task_type):
-    dataset, head = splits(None)["test"], GRUHead(D, K, hidden_size=4)
+    dataset, head = splits(None)["test"], make_head("gru", D, K, hidden_size=4)
     head.train()
     found = predict(head, dataset, "cpu", task_type)
     assert found.shape == (SPLITS["test"], K)

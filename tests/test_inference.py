@@ -26,10 +26,10 @@ from scripts.keys import (
 )
 from scripts.networks.classifier import SequenceClassifier
 from scripts.networks.encoder import FrameEncoder
-from scripts.networks.heads import GRUHead
+from scripts.networks.heads import make_head
 from scripts.networks.weights import load_into
-from scripts.reports.inference import PredictionWriter, predict_sequences
-from scripts.reports.predictions import NUM_FRAMES, PREDICTED, PROBABILITIES, REASON
+from scripts.reports.inference import PREFIX_LOGITS, PredictionWriter, predict_sequences
+from scripts.reports.predictions import AFTER_FRAME, NUM_FRAMES, PREDICTED, PROBABILITIES, REASON
 from scripts.sequences.dataset import SequenceDataset
 from scripts.sequences.transforms import LoadSequenced, ResizeFramesd, ToEncoderInputd, WindowSequenced
 from scripts.training.engine import prepare_batch
@@ -48,7 +48,7 @@ def network() -> SequenceClassifier:
     load_into(encoder, "random:0", "models")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        return SequenceClassifier(encoder, GRUHead(encoder.num_features, len(CLASSES), hidden_size=8), 2)
+        return SequenceClassifier(encoder, make_head("gru", encoder.num_features, len(CLASSES), hidden_size=8), 2)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_each_sequence_gets_one_row_of_what_the_network_says_of_it(network, item
     for item, found in zip(items, document["predictions"], strict=True):
         read = PREPROCESSING(item)
         with torch.inference_mode():
-            logits, weights = network.eval().weigh(read[IMAGE][None], None, read[FRAME_TIMES][None])
+            logits, weights, prefixes = network.eval().explain(read[IMAGE][None], None, read[FRAME_TIMES][None])
         wanted = to_probabilities(logits, task_type)[0].tolist()
         assert found[SEQUENCE] == item[SEQUENCE]
         assert found[IMAGE] == item[SOURCE]
@@ -108,6 +108,10 @@ def test_each_sequence_gets_one_row_of_what_the_network_says_of_it(network, item
         assert found[FRAME_TIMES] == pytest.approx(read[FRAME_TIMES].tolist())
         assert found[FRAME_WEIGHTS] == pytest.approx(weights[0].tolist(), abs=1e-5)
         assert sum(found[FRAME_WEIGHTS]) == pytest.approx(1.0, abs=1e-5)
+        assert len(found[AFTER_FRAME]) == found[NUM_FRAMES]
+        for after, cut in zip(found[AFTER_FRAME], to_probabilities(prefixes[0], task_type).tolist(), strict=True):
+            assert after == pytest.approx(cut, abs=1e-5)
+        assert found[AFTER_FRAME][-1] == pytest.approx(found[PROBABILITIES], abs=1e-5)
     writer.finish()  # nothing failed
 
 
@@ -133,14 +137,14 @@ def test_run_without_one_readable_exam_writes_the_failures_and_no_rows(network, 
 
 
 def test_sequence_whose_logits_are_not_finite_is_a_failure_and_the_others_are_rows(network, items, tmp_path):
-    real, calls = network.weigh, []
+    real, calls = network.explain, []
 
-    def weigh(image, **others):
-        logits, weights = real(image, **others)
+    def explain(image, **others):
+        logits, weights, prefixes = real(image, **others)
         calls.append(len(image))
-        return (logits * torch.nan if len(calls) == 2 else logits), weights
+        return (logits * torch.nan if len(calls) == 2 else logits), weights, prefixes
 
-    network.weigh = weigh
+    network.explain = explain
     writer = run(network, items, tmp_path / "out")
     assert [row[IMAGE] for row in writer.rows] == ["0.dcm", "2.dcm"]
     assert calls == [1, 1, 1]
@@ -174,7 +178,7 @@ def test_forward_pass_is_in_evaluation_mode_and_needs_no_gradients(network, item
     )
     evaluator.run()
     output, batch = evaluator.state.output, evaluator.state.batch
-    assert output.keys() == {PRED, FRAME_WEIGHTS}
+    assert output.keys() == {PRED, FRAME_WEIGHTS, PREFIX_LOGITS}
     assert not output[PRED].requires_grad
     with torch.inference_mode():
         wanted = network.eval()(batch[IMAGE], batch[LENGTHS], batch[FRAME_TIMES])

@@ -119,7 +119,7 @@ def test_ids_of_every_config_of_this_bundle_are_known_to_it():
 
 # --- errors ---
 
-OURS = "from scripts.networks.heads import make_head; make_head('lstm', 1, 1)"
+OURS = "from scripts.networks.heads import make_head; make_head('vit', 1, 1)"
 WRAPPED = f"""
 try:
     {OURS}
@@ -127,7 +127,9 @@ except ValueError as error:
     raise RuntimeError('config text of many lines') from error
 """
 SLIP = "from scripts.networks.heads import make_head; make_head('gru', 'many', 1)"  # TypeError in our code
-PLAIN = "error: configuration: head_name is lstm, needs one of gru.\n"
+PLAIN = (
+    "error: configuration: head_name is vit, needs one of mean, max, last, attention, gru, lstm, tcn, transformer.\n"
+)
 
 
 def failed(code: str, **environment: str) -> subprocess.CompletedProcess:
@@ -161,7 +163,7 @@ def test_other_errors_come_with_their_traceback(code):
 def test_traceback_of_our_error_is_shown_on_request():
     shown = failed(OURS, ANGIOGRAPHY_TRACEBACK="1").stderr
     assert shown.startswith("Traceback (most recent call last):")
-    assert "head_name is lstm" in shown.splitlines()[-1]
+    assert "head_name is vit" in shown.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

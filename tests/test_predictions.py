@@ -22,7 +22,7 @@ from scripts.keys import (
     TASK,
     TYPE,
 )
-from scripts.reports.predictions import strict_json, write_predictions
+from scripts.reports.predictions import AFTER_FRAME, strict_json, write_predictions
 
 NAMES = ["normal", "leakage", "pooling"]
 
@@ -84,6 +84,15 @@ def test_json_holds_everything_and_unknown_times_are_null(tmp_path):
     assert only[LABEL] == 1
 
 
+def test_probabilities_after_each_frame_stand_in_json_and_change_nothing_in_csv(tmp_path):
+    after = np.array([[0.6, 0.3, 0.1], [0.4, 0.5, 0.1], [0.2, 0.7, 0.1]])
+    write_predictions(tmp_path / "with", [row(**{AFTER_FRAME: after})], NAMES, [], task_type=MULTICLASS)
+    write_predictions(tmp_path / "without", [row()], NAMES, [], task_type=MULTICLASS)
+    found = [strict(tmp_path / name / "predictions.json")["predictions"][0] for name in ("with", "without")]
+    assert [entry[AFTER_FRAME] for entry in found] == [after.tolist(), []]
+    assert len({(tmp_path / name / "predictions.csv").read_text() for name in ("with", "without")}) == 1
+
+
 def test_most_weighted_frame_of_unknown_time_has_an_empty_time(tmp_path):
     rows = [
         row(**{FRAME_WEIGHTS: [0.1, 0.8, 0.1]}),
@@ -136,6 +145,7 @@ def test_no_rows_give_a_table_of_headings_and_the_failures(tmp_path):
         ),
         ({"probabilities": [np.nan, 0.5, 0.5]}, "non-finite probabilities is .?1 of 3"),
         ({FRAME_WEIGHTS: [1.0]}, "length of the per-frame lists"),
+        ({AFTER_FRAME: [[0.2, 0.7, 0.1]]}, "length of the per-frame lists"),
     ],
 )
 def test_row_that_does_not_fit_is_refused_by_its_path_and_nothing_is_written(tmp_path, changes, message):

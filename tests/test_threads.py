@@ -12,7 +12,7 @@ from torch import nn
 
 from scripts.features.batching import FeatureDataset
 from scripts.keys import ENTRY, LABEL, SOURCE
-from scripts.networks.heads import GRUHead
+from scripts.networks.heads import make_head
 from scripts.store.store import FeatureStore, StoredSequence
 from scripts.training.threads import fastest, set_threads
 from tests.conftest import assert_message
@@ -65,7 +65,7 @@ class Normed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.head = nn.BatchNorm1d(D), GRUHead(D, K, hidden_size=4)
+        self.norm, self.head = nn.BatchNorm1d(D), make_head("gru", D, K, hidden_size=4)
 
     def forward(self, features, lengths, frame_times_ms):
         return self.head(self.norm(features.transpose(1, 2)).transpose(1, 2), lengths, frame_times_ms)

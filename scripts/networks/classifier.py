@@ -33,11 +33,12 @@ class SequenceClassifier(nn.Module):
         features = self.encoder(frames)
         return features.mean(dim=1) if features.ndim == 3 else features
 
-    def weigh(
+    @torch.jit.export
+    def explain(
         self, image: Tensor, lengths: Tensor | None = None, frame_times_ms: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (B, K) and frame weights (B, T)."""
-        return self.head.weigh(self.encode(image), lengths, frame_times_ms)  # type: ignore[operator]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (B, K), frame weights (B, T) and the logits after each frame (B, T, K), as the head gives them."""
+        return self.head.explain(self.encode(image), lengths, frame_times_ms)  # type: ignore[operator]
 
     def forward(self, image: Tensor, lengths: Tensor | None = None, frame_times_ms: Tensor | None = None) -> Tensor:
         """Class scores for each sequence, before softmax or sigmoid.

@@ -1,4 +1,4 @@
-"""What the inference evaluator is given: one forward pass with frame weights, and the writer of predictions."""
+"""What the inference evaluator is given: one pass of the network that explains itself, the writer of predictions."""
 
 import logging
 from collections.abc import Sequence
@@ -22,21 +22,23 @@ from scripts.keys import (
     SEQUENCE,
     SOURCE,
 )
-from scripts.reports.predictions import NUM_FRAMES, PROBABILITIES, REASON, write_predictions
+from scripts.reports.predictions import AFTER_FRAME, NUM_FRAMES, PROBABILITIES, REASON, write_predictions
 from scripts.sequences.dataset import refuse_failures
 from scripts.training.losses import to_probabilities
 
 logger = logging.getLogger("angiography")
 
+PREFIX_LOGITS = "prefix_logits"  # engine output: the decision after each frame, (B, T, K)
+
 
 def predict_sequences(engine: Any, batch: dict[str, Any]) -> dict[str, Any]:
-    """`iteration_update` of the inference evaluator: logits and frame weights; nothing for unreadable exams."""
+    """`iteration_update` of the inference evaluator: what the network explains; nothing for unreadable exams."""
     if IMAGE not in batch:
         return {}
     image, _, _, others = engine.prepare_batch(batch, engine.state.device, engine.non_blocking)
     with engine.mode(engine.network), torch.autocast(engine.state.device.type, enabled=engine.amp):
-        logits, weights = engine.inferer(image, engine.network.weigh, **others)
-    return {PRED: logits.float(), FRAME_WEIGHTS: weights.float()}
+        logits, weights, prefixes = engine.inferer(image, engine.network.explain, **others)
+    return {PRED: logits.float(), FRAME_WEIGHTS: weights.float(), PREFIX_LOGITS: prefixes.float()}
 
 
 class PredictionWriter:
@@ -82,6 +84,7 @@ class PredictionWriter:
                 reason = bad_value(batch[SOURCE][i], "probabilities", "not finite", "finite numbers")
                 self.failures.append({SOURCE: batch[SOURCE][i], ERROR: reason})
                 continue
+            after_frame = to_probabilities(output[PREFIX_LOGITS][i, :length], self.task_type)  # (T, K)
             self.rows.append(
                 {
                     SEQUENCE: batch[SEQUENCE][i] if SEQUENCE in batch else batch[SOURCE][i],
@@ -91,6 +94,7 @@ class PredictionWriter:
                     FRAME_INDICES: batch[FRAME_INDICES][i].tolist(),
                     FRAME_TIMES: batch[FRAME_TIMES][i, :length].tolist(),
                     FRAME_WEIGHTS: output[FRAME_WEIGHTS][i, :length].cpu().tolist(),
+                    AFTER_FRAME: after_frame.cpu().tolist(),
                 }
             )
 

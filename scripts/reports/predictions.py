@@ -30,9 +30,10 @@ from scripts.reports.resampling import decisions
 from scripts.writing import write_file
 
 FORMULA_STARTS = ("=", "+", "-", "@")  # a spreadsheet would run the cell: OWASP, CSV injection
-PER_FRAME = (FRAME_INDICES, FRAME_TIMES, FRAME_WEIGHTS)
 NUM_FRAMES = "num_frames"
 PROBABILITIES = "probabilities"
+AFTER_FRAME = "probabilities_after_frame"  # had the sequence ended there; JSON only
+PER_FRAME = (FRAME_INDICES, FRAME_TIMES, FRAME_WEIGHTS, AFTER_FRAME)
 PREDICTED = "predicted"
 REASON = "reason"
 
@@ -50,8 +51,8 @@ def write_predictions(
     Args:
         output_dir: made if it is not there.
         rows: per sequence `sequence`, `image` (its path in the list), `num_frames`, `probabilities` (K,), and
-            of each used frame `frame_indices`, `frame_times_ms` (NaN = unknown), `frame_weights`, any of
-            which may be empty or left out; `label` where it is known.
+            of each used frame `frame_indices`, `frame_times_ms` (NaN = unknown), `frame_weights`,
+            `probabilities_after_frame` (K,), any of which may be empty or left out; `label` where it is known.
         classes: K names.
         failures: `image` and `reason` of each sequence that could not be used.
         task_type: binary, multiclass or multilabel; decides what `predicted` holds.
