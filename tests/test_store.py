@@ -407,3 +407,10 @@ def test_read_only_folder_can_be_read_and_says_its_path_when_written():
         os.seteuid(user)
         folder.chmod(0o755)
         shutil.rmtree(folder.parent)
+
+
+def test_file_in_place_of_the_folder_is_refused(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ValueError) as error:
+        FeatureStore.create(tmp_path / "file", {"encoder": "any"})
+    assert_message(error.value, "configuration", "feature store", tmp_path / "file", "a folder")

@@ -79,6 +79,8 @@ class FeatureStore:
             ValueError: the folder holds something else, or a store of another fingerprint.
         """
         path = Path(path)
+        if path.is_file():
+            raise ValueError(bad_value("configuration", "feature store", path, "a folder", "Name another features_dir."))
         path.mkdir(parents=True, exist_ok=True)
         target = path / FINGERPRINT_FILE
         if not target.exists():
