@@ -17,6 +17,7 @@ from scripts.store import store as store_module
 from scripts.store.index import EntryIndex
 from scripts.store.shards import DamagedShardError, ShardIndex
 from scripts.store.store import FeatureStore, StoredSequence
+from tests.conftest import assert_message
 from tests.stores import FINGERPRINT, assert_equal, assert_holds, fill, flip, key_of, sequence_of, shards
 
 

@@ -80,7 +80,8 @@ class FeatureStore:
         """
         path = Path(path)
         if path.is_file():
-            raise ValueError(bad_value("configuration", "feature store", path, "a folder", "Name another features_dir."))
+            way_out = "Name another features_dir."
+            raise ValueError(bad_value("configuration", "feature store", path, "a folder", way_out))
         path.mkdir(parents=True, exist_ok=True)
         target = path / FINGERPRINT_FILE
         if not target.exists():
