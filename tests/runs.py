@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +34,24 @@ def write_features(
     label: Callable[[int], Any] = lambda n: n % len(CLASS_NAMES),
     task_type: str = "multiclass",
     patient: Callable[[int], str] = "P{}".format,
+    classes: Sequence[str] = tuple(CLASS_NAMES),
+    value: Callable[[torch.Tensor], torch.Tensor] = lambda features: features,
 ) -> dict[str, str]:
-    """A store of sequences of 2 to 7 frames and the datalist of its entries; overrides that name them.
+    """A store of sequences of 2 to 7 frames, and the datalist of its entries; the overrides that name them.
 
-    The features of an untrained test_vit would be these numbers' place; what they are makes no difference here.
+    Args:
+        folder: of both.
+        splits: how many sequences each has.
+        label: of the sequence of that number.
+        task_type: of the datalist.
+        patient: of the sequence of that number; no patient is in two splits.
+        classes: their names.
+        value: what is stored in place of random features, of which the first rises at the speed of the default label.
     """
     encoder = FrameEncoder("test_vit")
     digest = load_into(encoder, "random:0", folder)
     store = FeatureStore.create(folder / "features", {"encoder": {"name": "test_vit", "digest": digest}}, ENCODER)
-    content: dict[str, Any] = {TASK: {TYPE: task_type, CLASSES: CLASS_NAMES}}
+    content: dict[str, Any] = {TASK: {TYPE: task_type, CLASSES: list(classes)}}
     generator = torch.Generator().manual_seed(0)
     number = 0
     with store.writer() as writer:
@@ -52,7 +61,7 @@ def write_features(
                 length = 2 + number % 6
                 features = torch.randn(length, encoder.num_features, generator=generator)
                 features[:, 0] += 2.0 * (number % len(CLASS_NAMES)) * torch.arange(length)
-                stored = StoredSequence(features.half(), torch.arange(length) * 100.0, torch.arange(length))
+                stored = StoredSequence(value(features).half(), torch.arange(length) * 100.0, torch.arange(length))
                 writer.add(key_of(number), stored)
                 content[split].append(
                     {ENTRY: key_of(number), LABEL: label(number), PATIENT: f"{split[0]}{patient(number)}"}
@@ -133,7 +142,7 @@ def drive(arguments: str) -> None:
     (folder / "killed.json").write_text(json.dumps(killed_after))
 
     # What differs by process: dropout in the head, and the draws of a sequence that is read twice in an epoch.
-    exact = {**places, **options, "max_epochs": 3, "dropout": 0.0, "sampling": "shuffled"}
+    exact = {**places, **options, "max_epochs": 3, "dropout": 0.0, "sampling": "shuffled", "use_times": False}
     wait(forked({}, folder / "one", **{**exact, "batch_size": 2 * options["batch_size"]}))
     wait(*together(folder / "two", **exact))
     stop = together(folder / "two_parts", **exact, stop_after=2)
