@@ -82,8 +82,11 @@ def test_without_resume_an_interrupted_training_is_told_and_begins_anew(places, 
     assert interrupted_epoch(tmp_path / "checkpoints" / "state.pt") == 2
     with caplog.at_level(logging.WARNING, logger="angiography"):
         interrupt(tmp_path, 2, **places)
-    assert "a run was interrupted here after epoch 2; --resume True would go on with it" in caplog.text
-    assert not (tmp_path / "checkpoints" / "state.pt").exists()
+    assert "a run was interrupted here after epoch 2. This one begins anew" in caplog.text
+    assert "--resume True would go on with it" in caplog.text
+    assert interrupted_epoch(tmp_path / "checkpoints" / "state.pt") == 2  # until there is something in its place
+    interrupt(tmp_path, 9, **places)
+    assert interrupted_epoch(tmp_path / "checkpoints" / "state.pt") == 1
 
 
 def test_resume_where_there_is_nothing_begins_and_says_so(places, tmp_path, caplog):
