@@ -87,8 +87,8 @@ class Checkpoints:
                 logger.info(f"resume: no run to go on with in {self.folder}, so this one begins")
             elif (epoch := interrupted_epoch(path)) is not None:
                 logger.warning(
-                    f"{path}: a run was interrupted here after epoch {epoch}. This one begins anew, and after its first "
-                    "epoch that one is gone; --resume True would go on with it."
+                    f"{path}: a run was interrupted here after epoch {epoch}. This one begins anew, and after its "
+                    "first epoch that one is gone; --resume True would go on with it."
                 )
 
     def keep(self, engine: Any) -> None:
