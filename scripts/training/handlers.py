@@ -103,8 +103,8 @@ class StopEarly:
 class EpochProgress:
     """Handler of the trainer: one bar over epochs, with the loss and the validation metric."""
 
-    def __init__(self, evaluator: Engine, label: str = "training") -> None:
-        self.evaluator, self.label = evaluator, label
+    def __init__(self, evaluator: Engine, label: str = "training", progress: bool = True) -> None:
+        self.evaluator, self.label, self.progress = evaluator, label, progress
 
     def attach(self, engine: Engine) -> None:
         engine.add_event_handler(Events.STARTED, self.start)
@@ -118,7 +118,7 @@ class EpochProgress:
             desc=self.label,
             unit="epoch",
             mininterval=1,
-            disable=engine.state.rank > 0,
+            disable=engine.state.rank > 0 or not self.progress,
         )
 
     def advance(self, engine: Any) -> None:

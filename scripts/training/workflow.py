@@ -1,0 +1,91 @@
+"""Overrides -> a head trained by configs/train.yaml in this process: one recipe for all that trains many heads."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from monai.bundle import ConfigWorkflow
+from monai.handlers import TensorBoardHandler
+from torch import nn
+
+from scripts.networks.weights import read_state
+from scripts.overrides import reject_unknown_ids
+from scripts.training.checkpoints import BEST
+
+BUNDLE_ROOT = Path(__file__).resolve().parents[2]
+RECIPE = BUNDLE_ROOT / "configs" / "train.yaml"
+
+# ConfigWorkflow warns at each start that logging was left alone, which is what is asked of it here.
+logging.getLogger("monai.bundle.workflows").addFilter(lambda record: not record.msg.startswith("Logging file"))
+
+
+class Trained(NamedTuple):
+    """What a training leaves.
+
+    Attributes:
+        head: on its device, with the weights of the best epoch.
+        best_epoch: 1 is the first.
+        num_threads: of the CPU, that it trained on.
+        workflow: its other parts, by `part`.
+    """
+
+    head: nn.Module
+    best_epoch: int
+    num_threads: int
+    workflow: ConfigWorkflow
+
+
+def check_overrides(overrides: Mapping[str, Any]) -> None:
+    """Refuse what the command line of train.yaml would refuse.
+
+    Raises:
+        ValueError: an id that it does not have, or a value of another kind or range.
+    """
+    given = [word for name, value in overrides.items() for word in (f"--{name}", str(value))]
+    reject_unknown_ids(["--config_file", str(RECIPE), *given])
+
+
+def open_workflow(overrides: Mapping[str, Any], *overlays: str | Path) -> ConfigWorkflow:
+    """The workflow of train.yaml, of which nothing is made yet.
+
+    Args:
+        overrides: id -> value, also an object that takes the place of one that the file would make, such as a store
+            that is open already.
+        overlays: further files, as after train.yaml on the command line.
+    """
+    files = [str(RECIPE), *map(str, overlays)]
+    workflow = ConfigWorkflow(files, logging_file=False, **{"bundle_root": str(BUNDLE_ROOT), **overrides})
+    workflow.parser.parse(reset=True)
+    return workflow
+
+
+def part(workflow: ConfigWorkflow, name: str) -> Any:
+    """What the workflow has under an id, made now if it is not there yet."""
+    return workflow.parser.get_parsed_content(name)
+
+
+def train(overrides: Mapping[str, Any], *overlays: str | Path, finalize: bool = False) -> Trained:
+    """Train by train.yaml; the number of threads of this process is afterwards what it was.
+
+    Args:
+        overrides: as `open_workflow` takes them.
+        overlays: likewise.
+        finalize: also write model.pt, its card and run.json.
+    """
+    num_threads, workflow = torch.get_num_threads(), open_workflow(overrides, *overlays)
+    try:
+        workflow.initialize()
+        workflow.run()
+        head = part(workflow, "network_def")
+        head.load_state_dict(read_state(Path(part(workflow, "checkpoint_dir")) / BEST))
+        if finalize:
+            workflow.finalize()
+        best_epoch = part(workflow, "validate::evaluator").state.best_metric_epoch
+        return Trained(head.eval(), best_epoch, torch.get_num_threads(), workflow)
+    finally:
+        torch.set_num_threads(num_threads)
+        for made in workflow.parser.ref_resolver.resolved_content.values():
+            if isinstance(made, TensorBoardHandler):
+                made.close()  # MONAI (1.6.1) leaves its thread and its file open
