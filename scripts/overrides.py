@@ -139,14 +139,14 @@ def _show(kind: type[BaseException], error: BaseException, trace: TracebackType 
     if isinstance(error, KeyboardInterrupt):
         print("stopped: what is written is whole; the same command goes on or starts again", file=sys.stderr)
         return
-    ours = _our_error(error)
+    ours = our_error(error)
     if ours is None or os.environ.get("ANGIOGRAPHY_TRACEBACK"):
         traceback.print_exception(kind, error, trace)
     else:
         print(f"error: {ours}", file=sys.stderr)
 
 
-def _our_error(error: BaseException) -> BaseException | None:
+def our_error(error: BaseException) -> BaseException | None:
     """The outermost error of the chain that a `raise` in this bundle made, or that names a file it cannot use."""
     cause: BaseException | None = error
     while cause is not None:

@@ -1,6 +1,7 @@
 """Overrides -> a head trained by configs/train.yaml in this process: one recipe for all that trains many heads."""
 
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,14 +68,15 @@ def part(workflow: ConfigWorkflow, name: str) -> Any:
 
 
 def train(overrides: Mapping[str, Any], *overlays: str | Path, finalize: bool = False) -> Trained:
-    """Train by train.yaml; the number of threads of this process is afterwards what it was.
+    """Train by train.yaml; number of threads and search path of this process stay what they were.
 
     Args:
         overrides: as `open_workflow` takes them.
         overlays: likewise.
         finalize: also write model.pt, its card and run.json.
     """
-    num_threads, workflow = torch.get_num_threads(), open_workflow(overrides, *overlays)
+    num_threads, paths = torch.get_num_threads(), list(sys.path)
+    workflow = open_workflow(overrides, *overlays)
     try:
         workflow.initialize()
         workflow.run()
@@ -86,6 +88,7 @@ def train(overrides: Mapping[str, Any], *overlays: str | Path, finalize: bool = 
         return Trained(head.eval(), best_epoch, torch.get_num_threads(), workflow)
     finally:
         torch.set_num_threads(num_threads)
+        sys.path[:] = paths  # both file and MONAI add the bundle, each time
         for made in workflow.parser.ref_resolver.resolved_content.values():
             if isinstance(made, TensorBoardHandler):
                 made.close()  # MONAI (1.6.1) leaves its thread and its file open

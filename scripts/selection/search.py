@@ -1,0 +1,190 @@
+"""Recipes, folds -> out-of-fold logits of each recipe; folds that an earlier run has finished are read, not trained."""
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from scripts.errors import bad_value
+from scripts.features.batching import FeatureDataset, collate_sequences
+from scripts.keys import TEST, TRAINING, VALIDATION
+from scripts.overrides import our_error
+from scripts.selection.exams import Exams
+from scripts.selection.folds import Fold
+from scripts.training.engine import prepare_batch
+from scripts.training.threads import AUTO
+from scripts.training.workflow import RECIPE, Trained, part, train
+from scripts.writing import write_file
+
+logger = logging.getLogger("angiography")
+
+SHARED = ("store", "encoder", "encoder_digest")  # made once, for all trainings
+# What a fold does not follow from: places, and how it is computed rather than what.
+ELSEWHERE = (
+    *("bundle_root", "dataset_dir", "datalist", "output_dir", "features_dir", "models_dir", "model_path"),
+    *("checkpoint_dir", "progress", "num_threads", "in_memory", "resume", "mlflow_uri", "seed", "record"),
+)
+
+
+@dataclass
+class Candidate:
+    """A recipe, and what came of it.
+
+    Attributes:
+        settings: ids of train.yaml and their values, in which it differs from the others.
+        logits: of each exam in each repeat, by the model of the fold that did not see it, (R, N, K); NaN where a fold
+            failed.
+        best_epochs: of each finished fold.
+        failures: what the failed folds said.
+        warnings: what folds warned of, each once.
+    """
+
+    settings: dict[str, Any]
+    logits: np.ndarray
+    best_epochs: list[int] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def search(
+    grid: Sequence[dict[str, Any]],
+    recipe: Mapping[str, Any],
+    workflow: ConfigWorkflow,
+    exams: Exams,
+    folds: Sequence[Fold],
+    progress: bool = True,
+) -> list[Candidate]:
+    """Each candidate of the grid, trained on every fold by train.yaml; a fold that fails does not stop the others.
+
+    A finished fold is kept in `output_dir`/folds under the digest of all that it follows from: recipe, store, exams
+    and their labels, parts. A run that was stopped goes on when the same command is given, and another command finds
+    what both have in common.
+
+    Args:
+        grid: settings of each candidate.
+        recipe: the ids that all have in common.
+        workflow: of that recipe; store and encoder are taken from it.
+        exams: that the folds are of.
+        folds: of `make_folds`.
+        progress: show a bar.
+    """
+    shared = {name: part(workflow, name) for name in SHARED}
+    seed, kept = part(workflow, "seed"), Path(part(workflow, "output_dir")) / "folds"
+    frames = {name: part(workflow, name) for name in ("frames_shown", "seed")}
+    num_threads: dict[Any, int] = {}  # that train a head fastest, measured once
+    repeats = 1 + max(fold.repeat for fold in folds)
+    shape = (repeats, len(exams.items), len(exams.task.classes))
+    candidates = [Candidate(settings, np.full(shape, np.nan)) for settings in grid]
+    bar = tqdm(total=len(candidates) * len(folds), desc="cross-validation", unit="fold", disable=not progress)
+    with bar, tempfile.TemporaryDirectory() as scratch:
+        for candidate in candidates:
+            options = {**recipe, **candidate.settings}
+            head_name = options.get("head_name")
+            bar.set_postfix_str(named(candidate.settings))
+            for fold in folds:
+                lists = {TRAINING: fold.training, VALIDATION: fold.validation, TEST: fold.held_out}
+                follows = _follows_from(options, shared["store"].digest, seed + fold.repeat, exams.datalist(**lists))
+                path = kept / f"{follows}.json"
+                done = _finished(path, (len(fold.held_out), shape[2]))
+                if done is None:
+                    exams.write_datalist(Path(scratch) / "datalist.json", **lists)
+                    places = {"datalist": f"{scratch}/datalist.json", "checkpoint_dir": f"{scratch}/checkpoints"}
+                    threads = options.get("num_threads", AUTO)
+                    threads = num_threads.get(head_name, threads) if threads == AUTO else threads
+                    own = {"seed": seed + fold.repeat, "num_threads": threads, "progress": False, "resume": False}
+                    held_out = FeatureDataset(exams.select(fold.held_out), shared["store"], **frames)
+                    try:
+                        with warnings_kept() as warned:
+                            trained = train({**options, **shared, **places, **own})
+                            logits = logits_of(trained, held_out)
+                    except Exception as error:
+                        ours = our_error(error)
+                        if ours is None:  # a slip, not a recipe that fails
+                            raise
+                        candidate.failures.append(f"repeat {fold.repeat + 1}, fold {fold.number + 1}: {ours}")
+                        bar.update()
+                        continue
+                    done = {
+                        "best_epoch": trained.best_epoch,
+                        "num_threads": trained.num_threads,
+                        "warnings": warned,
+                        "logits": logits.tolist(),
+                    }
+                    write_file(path, json.dumps(done, allow_nan=False) + "\n")
+                num_threads.setdefault(head_name, done["num_threads"])
+                candidate.logits[fold.repeat, fold.held_out] = done["logits"]
+                candidate.best_epochs.append(done["best_epoch"])
+                candidate.warnings += [text for text in done["warnings"] if text not in candidate.warnings]
+                bar.update()
+    return candidates
+
+
+def named(settings: Mapping[str, Any]) -> str:
+    """A candidate's name: its values."""
+    return ", ".join(str(value) for value in settings.values())
+
+
+@torch.inference_mode()
+def logits_of(trained: Trained, dataset: FeatureDataset) -> np.ndarray:
+    """Logits (N, K) float64 of a dataset by a trained head.
+
+    Raises:
+        ValueError: one is not finite.
+    """
+    device = torch.device(part(trained.workflow, "device"))
+    out = []
+    for batch in DataLoader(dataset, part(trained.workflow, "batch_size"), collate_fn=collate_sequences):
+        features, _, _, others = prepare_batch(batch, device)
+        out.append(trained.head(features, **others).cpu())
+    logits = torch.cat(out).to(torch.float64)
+    if not logits.isfinite().all():
+        found = f"not finite for {int((~logits.isfinite()).any(dim=1).sum())} of {len(logits)} exams"
+        way_out = "Lower the learning rate, or look at the features."
+        raise ValueError(bad_value("held-out part", "logits", found, "finite numbers", way_out))
+    return logits.numpy()
+
+
+@contextmanager
+def warnings_kept() -> Iterator[list[str]]:
+    """A list that gets what the bundle warns of, which is not shown meanwhile."""
+    found: list[str] = []
+    keeper = logging.Handler(logging.WARNING)
+    keeper.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
+    propagates = logger.propagate
+    logger.addHandler(keeper)
+    logger.propagate = False
+    try:
+        yield found
+    finally:
+        logger.removeHandler(keeper)
+        logger.propagate = propagates
+
+
+def _follows_from(options: Mapping[str, Any], store_digest: str, seed: int, datalist: str) -> str:
+    """Digest of all that the result of a fold follows from, on machines that compute alike."""
+    recipe = {**ConfigParser.load_config_file(str(RECIPE)), **options}
+    recipe = {name: value for name, value in recipe.items() if name not in ELSEWHERE}
+    content = {"recipe": recipe, "store": store_digest, "seed": seed, "datalist": datalist}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _finished(path: Path, shape: tuple[int, int]) -> dict[str, Any] | None:
+    """The result in a file; None where there is none, or none that could be used."""
+    try:
+        done = json.loads(path.read_text())
+        logits = np.array(done["logits"], dtype=np.float64)
+        usable = logits.shape == shape and bool(np.isfinite(logits).all()) and "warnings" in done
+        return done if usable and done["best_epoch"] > 0 and done["num_threads"] > 0 else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
