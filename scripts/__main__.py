@@ -195,6 +195,53 @@ class Commands:
         text, passed = run_check(datalist, dataset_dir, output_dir, max_sequence_bytes, sample)
         _finish(text, passed)
 
+    def cross_validate(
+        self, folds: int = 5, repeats: int = 2, num_resamples: int = 2000, refit: bool = False, **recipe: Any
+    ) -> None:
+        """Judge the recipe of train.yaml on the exams of training and validation, by folds of whole patients.
+
+        The test split is not looked at. Any id of configs/train.yaml can be given beside these flags, such as
+        --dataset_dir, --features_dir, --output_dir, --head_name or --seed. Writes output_dir/cross_validate with
+        results.html, .csv and .json; finished folds are kept, so the same command goes on where it was stopped.
+        Exit status 1 if a fold failed.
+
+        Args:
+            folds: parts of the exams; one is held out, one is the validation split, at least 3.
+            repeats: times that the exams are parted anew.
+            num_resamples: patients drawn with replacement, for the 95 % intervals.
+            refit: then train on all these exams, as long as was best in the folds, and write model_path.
+        """
+        from scripts.selection.choice import choose
+
+        _finish(*choose("cross_validate", None, None, folds, repeats, num_resamples, refit, recipe))
+
+    def sweep(
+        self,
+        heads: str | tuple[str, ...] = "gru,attention,transformer",
+        learning_rates: float | tuple[float, ...] = (0.001, 0.003),
+        folds: int = 5,
+        repeats: int = 2,
+        num_resamples: int = 2000,
+        refit: bool = False,
+        **recipe: Any,
+    ) -> None:
+        """Cross-validate each head with each learning rate and compare them in one table.
+
+        As cross_validate otherwise; writes output_dir/sweep.
+
+        Args:
+            heads: separated by commas.
+            learning_rates: separated by commas.
+            folds: parts of the exams; one is held out, one is the validation split, at least 3.
+            repeats: times that the exams are parted anew.
+            num_resamples: patients drawn with replacement, for the 95 % intervals.
+            refit: then train the likeliest on all these exams, as long as was best in its folds, and write model_path.
+        """
+        from scripts.selection.choice import choose
+
+        names, rates = _listed(heads), _listed(learning_rates)
+        _finish(*choose("sweep", names, rates, folds, repeats, num_resamples, refit, recipe))
+
     def weights(self, name: str, models_dir: str = "models", source: str | None = None) -> None:
         """Make or download named encoder weights, verify them and print their digest.
 
@@ -221,6 +268,13 @@ class Commands:
         run_demo(output_dir, num_patients, seed)
 
 
+def _listed(value: Any) -> list[Any]:
+    """What Fire makes of values between commas, or of one, as a list."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
 def _finish(text: str, passed: bool) -> None:
     """Print what was found, and end with status 1 if something is wrong."""
     print(text)
@@ -240,6 +294,8 @@ def reject_unknown_flags(arguments: list[str]) -> None:
     if command is None:
         return
     parameters = inspect.signature(command).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return  # ids of a workflow, which are checked where its file is read
     known = [p.name for p in parameters if p.name != "self" and p.kind is not p.VAR_POSITIONAL]
     for argument in arguments[len(words) :]:
         name = argument[2:].partition("=")[0].replace("-", "_")

@@ -67,13 +67,16 @@ def part(workflow: ConfigWorkflow, name: str) -> Any:
     return workflow.parser.get_parsed_content(name)
 
 
-def train(overrides: Mapping[str, Any], *overlays: str | Path, finalize: bool = False) -> Trained:
+def train(
+    overrides: Mapping[str, Any], *overlays: str | Path, finalize: bool = False, temperature: float | None = None
+) -> Trained:
     """Train by train.yaml; number of threads and search path of this process stay what they were.
 
     Args:
         overrides: as `open_workflow` takes them.
         overlays: likewise.
         finalize: also write model.pt, its card and run.json.
+        temperature: that the head divides logits by from now on, if it is known from elsewhere.
     """
     num_threads, paths = torch.get_num_threads(), list(sys.path)
     workflow = open_workflow(overrides, *overlays)
@@ -81,7 +84,11 @@ def train(overrides: Mapping[str, Any], *overlays: str | Path, finalize: bool = 
         workflow.initialize()
         workflow.run()
         head = part(workflow, "network_def")
-        head.load_state_dict(read_state(Path(part(workflow, "checkpoint_dir")) / BEST))
+        best = Path(part(workflow, "checkpoint_dir")) / BEST
+        head.load_state_dict(read_state(best))
+        if temperature is not None:
+            head.set_temperature(temperature)
+            torch.save(head.state_dict(), best)
         if finalize:
             workflow.finalize()
         best_epoch = part(workflow, "validate::evaluator").state.best_metric_epoch
