@@ -7,6 +7,7 @@ Imports point from the end of this list to its beginning, never back.
     writing        result -> file, whole or not at all
     pages          numbers, template -> self-contained HTML page
     overrides      command line of a workflow -> refused, if it names an unknown id
+    record         a run -> run.json: command, versions, host, duration, memory
 
     dicom/         DICOM files -> header, stored values
       header       what is known of a sequence before its pixels are decoded, whatever holds it
@@ -99,7 +100,12 @@ Imports point from the end of this list to its beginning, never back.
     training/      what the engines need
       threads      head, batch -> the number of CPU threads that trains it fastest
       losses       logits, labels -> loss, probabilities, likelihood
-      engine       batches, metrics, handlers, devices for MONAI's engines
+      classes      labels of a split -> weights of classes, groups to draw evenly, what is too little
+      optimizer    network -> optimizer, schedule, average of its weights
+      engine       batches, metrics, devices, processes for MONAI's engines
+      handlers     events of the engines -> randomness of an epoch, its loss, its end, progress, tracking
+      checkpoints  engines after an epoch -> best.pt, and the state that an interrupted run goes on from
+      workflow     overrides -> a head trained by configs/train.yaml in this process
       controls     store, labels -> probabilities of the model, of one frame alone
 
     reports/       logits -> numbers, pictures
@@ -118,6 +124,15 @@ Imports point from the end of this list to its beginning, never back.
       predictions  rows -> predictions.csv, predictions.json
       inference    engine output -> rows
       evaluation   model, controls, held-out split -> report
+
+    selection/     one recipe of several
+      exams        datalist, store -> exams of training and validation, as lists that folds train on
+      folds        classes, patients -> folds of whole patients
+      search       recipes, folds -> out-of-fold logits of each recipe
+      scoring      out-of-fold logits -> scores, best first, the chosen one, what choosing adds
+      page         scores -> results.html, results.csv, results.json, table
+      refit        the chosen recipe -> model.pt, trained on all these exams
+      choice       command line -> all of this
 
     demo           the whole flow on synthetic exams
     __main__       the command line

@@ -67,13 +67,13 @@ def words_of(results: Mapping[str, Any]) -> list[str]:
         words.append("None is chosen: each lacks a fold.")
     elif len(entries) > 1:
         others = [entry[BELOW] for entry in entries if entry[BELOW] is not None]
-        alike = sum(below["low"] is None or below["low"] <= 0 for below in others)
-        words.append(f"Chosen: {named(chosen)}, the likeliest. Of {len(others)} others {alike} cannot be told from it.")
+        clear = sum(below["low"] is not None and below["low"] > 0 for below in others)
+        words.append(f"Chosen: {named(chosen)}, the likeliest; clearly so beside {clear} of {len(others)} others.")
     if results["corrected"] is not None:
         found = ", ".join(f"{TITLES[name]} {text_of(results['corrected'][name])}" for name in TITLES)
         words.append(
-            f"The best of {len(entries)} looks better here than it is. With the choice made again in each resample and "
-            f"judged by other patients: {found}."
+            f"The best of {len(entries)} tends to look better than it is. With the choice made again in each resample of "
+            f"patients and judged by the others: {found}."
         )
     words.append(
         "Each fold's model was trained on fewer exams than there are; the test split was not looked at. Quote what "
