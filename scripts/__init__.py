@@ -130,7 +130,7 @@ Imports point from the end of this list to its beginning, never back.
       folds        classes, patients -> folds of whole patients
       search       recipes, folds -> out-of-fold logits of each recipe
       scoring      out-of-fold logits -> scores, best first, the chosen one, what choosing adds
-      page         scores -> results.html, results.csv, results.json, table
+      results      scores -> results.html, results.csv, results.json, table
       refit        the chosen recipe -> model.pt, trained on all these exams
       choice       command line -> all of this
 

@@ -72,8 +72,8 @@ def words_of(results: Mapping[str, Any]) -> list[str]:
     if results["corrected"] is not None:
         found = ", ".join(f"{TITLES[name]} {text_of(results['corrected'][name])}" for name in TITLES)
         words.append(
-            f"The best of {len(entries)} tends to look better than it is. With the choice made again in each resample of "
-            f"patients and judged by the others: {found}."
+            f"The best of {len(entries)} tends to look better than it is. With the choice made again in each resample "
+            f"of patients and judged by the others: {found}."
         )
     words.append(
         "Each fold's model was trained on fewer exams than there are; the test split was not looked at. Quote what "
