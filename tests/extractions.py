@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from scripts.features.extract import cache_features
 from scripts.features.fingerprint import make_fingerprint
@@ -100,6 +102,7 @@ def serve() -> None:
     """Fork the processes that each line of standard input asks for, kill them at their times, tell how they ended."""
     torch.set_num_threads(1)
     faulthandler.enable()
+    tqdm.set_lock(threading.RLock())  # its own one is shared by forks: one killed with it would stop all others
     FeatureStore.writer = OFTEN
     for line in sys.stdin:
         exams, folder, grouped, kills = json.loads(line)

@@ -15,7 +15,8 @@ from scripts.store.store import FeatureStore
 ROOT = Path(__file__).parent.parent
 FINGERPRINT = {"encoder": {"name": "tiny", "digest": "ab"}, "image_size": [224, 224], "mean": 0.5}
 
-# What `forked` runs: a process for each range of numbers, all at once; each is killed where a time for it is given.
+# What `forked` runs: a process for each range of numbers, all at once; each is killed where a time for it is given,
+# which begins when the store has no, one or two more shards, by turns.
 _FORKS = """
 import json, os, signal, sys, time
 from pathlib import Path
@@ -33,6 +34,9 @@ def write(folder, numbers, per_shard, pause_s):
                 writer.flush()
             time.sleep(pause_s)
 
+def shards():
+    return len(list(Path(folder).glob("*.safetensors")))
+
 folder, ranges, per_shard, pause_s, kills_s = map(json.loads, sys.argv[1:])
 torch.set_num_threads(1)
 for kill_s in kills_s or [None]:
@@ -43,6 +47,9 @@ for kill_s in kills_s or [None]:
             write(Path(folder), numbers, per_shard, pause_s)
             os._exit(0)
     if kill_s is not None:
+        begun, least = time.monotonic(), shards() + kills_s.index(kill_s) % 3
+        while shards() < least and time.monotonic() - begun < 10:
+            time.sleep(0.0005)
         time.sleep(kill_s)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)

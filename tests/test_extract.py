@@ -1,5 +1,6 @@
 """Feature extraction: each frame once, each exam by its content, each setting in the fingerprint."""
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import nn
 
 from scripts.errors import RunFailedError
 from scripts.features.entries import entry_key, pass_key
+from scripts.features.exams import read_ahead
 from scripts.features.extract import cache_features
 from scripts.features.fingerprint import make_fingerprint
 from scripts.keys import FRAME_INDICES, FRAME_TIMES, FRAMES, IMAGE, MODALITY, SOURCE
@@ -155,6 +157,20 @@ def test_number_of_readers_that_cannot_be_is_refused(items, folder, wanted):
 
 
 # --- what is in the store is used only if it is whole ---
+
+
+def test_reading_ahead_that_is_given_up_waits_for_no_exam_and_begins_no_other():
+    begun, go_on = [], threading.Event()
+
+    def read(position: int) -> int:
+        begun.append(position)
+        return position if position == 0 else go_on.wait(60)
+
+    exams = read_ahead(read, range(100), readers=2)
+    assert next(exams) == 0
+    exams.close()  # the readers of two others stand still
+    go_on.set()
+    assert max(begun) <= 2
 
 
 def test_run_on_a_damaged_store_names_the_shard_and_the_way_to_repair_it(items, folder):

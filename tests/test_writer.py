@@ -168,7 +168,7 @@ def test_processes_of_the_same_rank_overwrite_nothing(folder):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_store_killed_at_any_moment_lost_its_open_shards_and_a_further_run_completes_it(folder, processes):
     wait = random.Random(processes)
-    kills_s = [wait.uniform(0.002, 0.06) for _ in range(20)]
+    kills_s = [wait.uniform(0.0, 0.02) for _ in range(20)]
     ranges = [(0, 500), (500, 1000)][:processes]
     told = forked(folder, ranges, per_shard=4, pause_s=0.0003, kills_s=kills_s)
     before = kills = 0

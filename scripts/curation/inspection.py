@@ -109,18 +109,19 @@ def inspect_stores(
     shards = [(folder, digest, shard) for folder, digest in stores for shard in list_shards(folder)]
     total = sum(shard.n_bytes for _, _, shard in shards)
     threads = min(os.cpu_count() or 1, MAX_THREADS)
-    with (
-        ThreadPoolExecutor(threads) as pool,
-        tqdm(total=total, desc=label, unit="B", unit_scale=True, mininterval=1, disable=not progress) as bar,
-    ):
-        pending: deque[Future[Inspected]] = deque()
-        for position in range(len(shards) + threads):
-            if position < len(shards):
-                pending.append(pool.submit(inspect_shard, *shards[position], wanted))
-            if position >= threads:
-                inspected = pending.popleft().result()
-                yield inspected
-                bar.update(inspected.shard.n_bytes)
+    pool = ThreadPoolExecutor(threads)
+    try:
+        with tqdm(total=total, desc=label, unit="B", unit_scale=True, mininterval=1, disable=not progress) as bar:
+            pending: deque[Future[Inspected]] = deque()
+            for position in range(len(shards) + threads):
+                if position < len(shards):
+                    pending.append(pool.submit(inspect_shard, *shards[position], wanted))
+                if position >= threads:
+                    inspected = pending.popleft().result()
+                    yield inspected
+                    bar.update(inspected.shard.n_bytes)
+    finally:  # nothing is waited for: where the caller failed, it may be the garbage collector that ends this
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def inspect_shard(

@@ -122,7 +122,8 @@ def read_ahead(reader: Callable[[int], Exam], positions: Iterable[int], readers:
 
     MONAI's ThreadDataLoader does this too, but ends silently when reading raises (1.6.1).
     """
-    with ThreadPoolExecutor(readers) as pool:
+    pool = ThreadPoolExecutor(readers)
+    try:
         pending: deque[Future[Exam]] = deque()
         for position in positions:
             pending.append(pool.submit(reader, position))
@@ -130,6 +131,8 @@ def read_ahead(reader: Callable[[int], Exam], positions: Iterable[int], readers:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    finally:  # nothing is waited for: where the caller failed, it may be the garbage collector that ends this
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def encode(
