@@ -12,8 +12,8 @@ from scripts.networks.heads import HEADS
 from scripts.record import RunRecord
 from scripts.selection.exams import find_exams
 from scripts.selection.folds import check_classes, make_folds
-from scripts.selection.results import table_of, write_results
 from scripts.selection.refit import refit as train_on_all
+from scripts.selection.results import table_of, write_results
 from scripts.selection.scoring import score_candidates
 from scripts.selection.search import search
 from scripts.training.workflow import check_overrides, open_workflow, part
