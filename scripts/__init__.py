@@ -66,6 +66,12 @@ Imports point from the end of this list to its beginning, never back.
       classifier   image (B, T, 3, H, W) -> logits (B, K)
       card         model.pt, model.json <-> network
 
+    memory/        network -> bytes of a step, how to need fewer
+      card         fake CPU tensors -> the operators and sizes that CUDA would have
+      storages     operators of a step -> storages alive after each, by cause and module; FLOPs
+      steps        network, inputs -> one training or inference step
+      measure      network, shape of its input -> peak bytes and FLOPs of a step that is not run
+
     store/         features on disk, by key
       files        bytes -> a file of the store, whole or absent
       headers      a file that may hold anything -> what it says of itself as a shard
