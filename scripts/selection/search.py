@@ -157,18 +157,21 @@ def logits_of(trained: Trained, dataset: FeatureDataset) -> np.ndarray:
 
 @contextmanager
 def warnings_kept() -> Iterator[list[str]]:
-    """A list that gets what the bundle warns of, which is not shown meanwhile."""
+    """A list that gets what the bundle warns of; neither that nor what ignite says of an error is shown meanwhile."""
     found: list[str] = []
     keeper = logging.Handler(logging.WARNING)
     keeper.emit = lambda record: found.append(record.getMessage())  # type: ignore[method-assign]
-    propagates = logger.propagate
+    engines = logging.getLogger("ignite")
+    propagates, level = logger.propagate, engines.level
     logger.addHandler(keeper)
     logger.propagate = False
+    engines.setLevel(logging.CRITICAL)
     try:
         yield found
     finally:
         logger.removeHandler(keeper)
         logger.propagate = propagates
+        engines.setLevel(level)
 
 
 def _follows_from(options: Mapping[str, Any], store_digest: str, seed: int, datalist: str) -> str:
