@@ -37,8 +37,8 @@ def test_scores_are_those_of_all_predictions_with_patients_resampled(exams):
     candidate = candidate_of(exams, 1.0, 1)
     (entry,) = score_candidates([candidate], exams, num_resamples=200, seed=4)["candidates"]
     labels, patients = np.tile(exams.labels, 2), exams.patients * 2
-    wanted = score(labels, probabilities_of(candidate.logits.reshape(120, 3), "multiclass"), "multiclass", GRADES.classes,
-                   patients, 200, 4)  # fmt: skip
+    probabilities = probabilities_of(candidate.logits.reshape(120, 3), "multiclass")
+    wanted = score(labels, probabilities, "multiclass", GRADES.classes, patients, 200, 4)
     assert entry["scores_all"] == wanted
     assert entry["scores"] == {name: wanted[name] for name in SHOWN}
     assert wanted["num_patients"] == 30

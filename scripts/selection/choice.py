@@ -99,4 +99,6 @@ def choose(
             {**recipe, **chosen["settings"]}, chosen["epochs"], temperature["temperature"], workflow, exams, summary
         )
         said.append(f"model: {model}, trained on training and validation for {chosen['epochs']} epochs")
+        given = " ".join(f"--{name} {value}" for name, value in chosen["settings"].items())
+        said.append(f"judge it by evaluate.yaml, with the same recipe: {given}")
     return "\n".join(said), not any(candidate.failures for candidate in candidates)
