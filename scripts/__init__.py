@@ -67,7 +67,7 @@ Imports point from the end of this list to its beginning, never back.
       card         model.pt, model.json <-> network
 
     memory/        network -> bytes of a step, how to need fewer
-      card         fake CPU tensors -> the operators and sizes that CUDA would have
+      cuda         fake CPU tensors -> the operators and sizes that CUDA would have
       storages     operators of a step -> storages alive after each, by cause and module; FLOPs
       steps        network, inputs -> one training or inference step
       measure      network, shape of its input -> peak bytes and FLOPs of a step that is not run
@@ -138,7 +138,7 @@ Imports point from the end of this list to its beginning, never back.
       scoring      out-of-fold logits -> scores, best first, the chosen one, what choosing adds
       results      scores -> results.html, results.csv, results.json, table
       refit        the chosen recipe -> model.pt, trained on all these exams
-      choice       command line -> all of this
+      model_choice command line -> all of this
 
     demo           the whole flow on synthetic exams
     __main__       the command line

@@ -211,7 +211,7 @@ class Commands:
             num_resamples: patients drawn with replacement, for the 95 % intervals.
             refit: then train on all these exams, as long as was best in the folds, and write model_path.
         """
-        from scripts.selection.choice import choose
+        from scripts.selection.model_choice import choose
 
         _finish(*choose("cross_validate", None, None, folds, repeats, num_resamples, refit, recipe))
 
@@ -237,7 +237,7 @@ class Commands:
             num_resamples: patients drawn with replacement, for the 95 % intervals.
             refit: then train the likeliest on all these exams, as long as was best in its folds, and write model_path.
         """
-        from scripts.selection.choice import choose
+        from scripts.selection.model_choice import choose
 
         names, rates = _listed(heads), _listed(learning_rates)
         _finish(*choose("sweep", names, rates, folds, repeats, num_resamples, refit, recipe))
