@@ -71,6 +71,7 @@ Imports point from the end of this list to its beginning, never back.
       storages     operators of a step -> storages alive after each, by cause and module; FLOPs
       steps        network, inputs -> one training or inference step
       measure      network, shape of its input -> peak bytes and FLOPs of a step that is not run
+      tracking     a step that runs -> what it held and computed, by the same names
 
     store/         features on disk, by key
       files        bytes -> a file of the store, whole or absent

@@ -36,6 +36,7 @@ class Measurement:
             counts again. Matrix products, convolutions and attention count, as in torch.utils.flop_counter.
         timeline: bytes alive after each operator, and its phase.
         assumed: what is stated rather than simulated, one sentence each.
+        allocated_bytes: the peak of CUDA's allocator, where the step ran on a card.
     """
 
     peak_bytes: int
@@ -45,6 +46,7 @@ class Measurement:
     flops: int
     timeline: tuple[tuple[int, str], ...] = field(repr=False)
     assumed: tuple[str, ...] = ()
+    allocated_bytes: int | None = None
 
 
 @dataclass(slots=True)
