@@ -48,8 +48,8 @@ def test_list_of_a_fold_reads_back_as_its_exams(tmp_path):
     changed(tmp_path, lambda content: content.update({SYNTHETIC: True}))
     exams = found(tmp_path)
     assert exams.labels[:3].tolist() == [[1, 0, -1], [0, -1, 1], [1, 1, 0]]
-    path = tmp_path / "fold" / "datalist.json"
-    exams.write_datalist(path, training=np.array([4, 0, 7]), validation=[2], test=[5, 6])
+    path = tmp_path / "fold.json"
+    path.write_text(exams.datalist(training=np.array([4, 0, 7]), validation=[2], test=[5, 6]))
     content = read_datalist(path, tmp_path)
     assert [item[ENTRY] for item in content["training"]] == [key_of(n) for n in (4, 0, 7)]
     assert [item[LABEL] for item in content["training"]] == exams.labels[[4, 0, 7]].tolist()

@@ -61,8 +61,8 @@ def test_fold_is_the_training_of_train_yaml(setting, tmp_path):
     (candidate,) = setting.search(GRID[1:])
     _, workflow, exams, folds = setting.parts()
     for fold in folds:
-        path = tmp_path / "by hand" / "datalist.json"
-        exams.write_datalist(path, training=fold.training, validation=fold.validation)
+        path = tmp_path / "by hand.json"
+        path.write_text(exams.datalist(training=fold.training, validation=fold.validation))
         output = tmp_path / "by hand" / str(fold.number)
         places = {"dataset_dir": str(tmp_path), "features_dir": str(tmp_path / "features"), "datalist": str(path)}
         train(output, **places, max_epochs=2, head_name="gru", learning_rate=0.01)

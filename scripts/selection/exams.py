@@ -28,7 +28,6 @@ from scripts.keys import (
 )
 from scripts.store.store import FeatureStore
 from scripts.training.classes import BALANCED, labels_of, sampling_groups
-from scripts.writing import write_file
 
 
 @dataclass(frozen=True)
@@ -60,10 +59,6 @@ class Exams:
         for split, positions in splits.items():
             content[split] = [{**self.items[n], LABEL: self._label(n)} for n in positions]
         return json.dumps(content)
-
-    def write_datalist(self, path: Path, **splits: Sequence[int] | np.ndarray) -> None:
-        """Write that JSON."""
-        write_file(path, self.datalist(**splits))
 
     def select(self, positions: np.ndarray) -> list[dict[str, Any]]:
         """Items for a FeatureDataset."""

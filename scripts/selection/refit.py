@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from monai.bundle import ConfigWorkflow
 
 from scripts.keys import TRAINING
@@ -37,7 +36,7 @@ def refit(
     """
     with tempfile.TemporaryDirectory() as scratch:
         datalist = Path(scratch) / "datalist.json"
-        exams.write_datalist(datalist, **{TRAINING: np.arange(len(exams.items))})
+        datalist.write_text(exams.datalist(**{TRAINING: range(len(exams.items))}), encoding="utf-8")
         overrides = {
             **options,
             **{name: part(workflow, name) for name in SHARED},

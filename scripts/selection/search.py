@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ SHARED = ("store", "encoder", "encoder_digest")  # made once, for all trainings
 # What a fold does not follow from: places, and how it is computed rather than what.
 ELSEWHERE = (
     *("bundle_root", "dataset_dir", "datalist", "output_dir", "features_dir", "models_dir", "model_path"),
-    *("checkpoint_dir", "progress", "num_threads", "in_memory", "resume", "mlflow_uri", "seed", "record"),
+    *("checkpoint_dir", "progress", "num_threads", "in_memory", "resume", "mlflow_uri", "record"),
 )
 
 
@@ -86,48 +87,49 @@ def search(
     repeats = 1 + max(fold.repeat for fold in folds)
     shape = (repeats, len(exams.items), len(exams.task.classes))
     candidates = [Candidate(settings, np.full(shape, np.nan)) for settings in grid]
-    bar = tqdm(total=len(candidates) * len(folds), desc="cross-validation", unit="fold", disable=not progress)
-    with bar, tempfile.TemporaryDirectory() as scratch:
-        for candidate in candidates:
-            options = {**recipe, **candidate.settings}
-            head_name = options.get("head_name")
+    with tqdm(total=len(grid) * len(folds), desc="cross-validation", unit="fold", disable=not progress) as bar:
+        for candidate, fold in product(candidates, folds):
             bar.set_postfix_str(named(candidate.settings))
-            for fold in folds:
-                lists = {TRAINING: fold.training, VALIDATION: fold.validation, TEST: fold.held_out}
-                follows = _follows_from(options, shared["store"].digest, seed + fold.repeat, exams.datalist(**lists))
-                path = kept / f"{follows}.json"
-                done = _finished(path, (len(fold.held_out), shape[2]))
-                if done is None:
-                    exams.write_datalist(Path(scratch) / "datalist.json", **lists)
-                    places = {"datalist": f"{scratch}/datalist.json", "checkpoint_dir": f"{scratch}/checkpoints"}
-                    threads = options.get("num_threads", AUTO)
-                    threads = num_threads.get(head_name, threads) if threads == AUTO else threads
-                    own = {"seed": seed + fold.repeat, "num_threads": threads, "progress": False, "resume": False}
-                    held_out = FeatureDataset(exams.select(fold.held_out), shared["store"], **frames)
-                    try:
-                        with warnings_kept() as warned:
-                            trained = train({**options, **shared, **places, **own})
-                            logits = logits_of(trained, held_out)
-                    except Exception as error:
-                        ours = our_error(error)
-                        if ours is None:  # a slip, not a recipe that fails
-                            raise
-                        candidate.failures.append(f"repeat {fold.repeat + 1}, fold {fold.number + 1}: {ours}")
-                        bar.update()
-                        continue
-                    done = {
-                        "best_epoch": trained.best_epoch,
-                        "num_threads": trained.num_threads,
-                        "warnings": warned,
-                        "logits": logits.tolist(),
-                    }
+            options = {**recipe, **candidate.settings, "seed": seed + fold.repeat}
+            head_name = options.get("head_name")
+            lists = {TRAINING: fold.training, VALIDATION: fold.validation, TEST: fold.held_out}
+            datalist = exams.datalist(**lists)
+            path = kept / f"{_follows_from(options, shared['store'].digest, datalist)}.json"
+            done = _finished(path, (len(fold.held_out), shape[2]))
+            if done is None:
+                if options.get("num_threads", AUTO) == AUTO:
+                    options["num_threads"] = num_threads.get(head_name, AUTO)
+                held_out = FeatureDataset(exams.select(fold.held_out), shared["store"], **frames)
+                try:
+                    done = _train({**options, **shared}, datalist, held_out)
                     write_file(path, json.dumps(done, allow_nan=False) + "\n")
+                except Exception as error:
+                    ours = our_error(error)
+                    if ours is None:  # a slip, not a recipe that fails
+                        raise
+                    candidate.failures.append(f"repeat {fold.repeat + 1}, fold {fold.number + 1}: {ours}")
+            if done is not None:
                 num_threads.setdefault(head_name, done["num_threads"])
                 candidate.logits[fold.repeat, fold.held_out] = done["logits"]
                 candidate.best_epochs.append(done["best_epoch"])
                 candidate.warnings += [text for text in done["warnings"] if text not in candidate.warnings]
-                bar.update()
+            bar.update()
     return candidates
+
+
+def _train(overrides: Mapping[str, Any], datalist: str, held_out: FeatureDataset) -> dict[str, Any]:
+    """What a fold leaves, as JSON holds it; its weights are not kept."""
+    with tempfile.TemporaryDirectory() as folder, warnings_kept() as warned:
+        path = Path(folder) / "datalist.json"
+        path.write_text(datalist, encoding="utf-8")
+        own = {"datalist": str(path), "checkpoint_dir": f"{folder}/checkpoints", "progress": False, "resume": False}
+        trained = train({**overrides, **own})
+        return {
+            "best_epoch": trained.best_epoch,
+            "num_threads": trained.num_threads,
+            "warnings": warned,
+            "logits": logits_of(trained, held_out).tolist(),
+        }
 
 
 def named(settings: Mapping[str, Any]) -> str:
@@ -174,11 +176,11 @@ def warnings_kept() -> Iterator[list[str]]:
         engines.setLevel(level)
 
 
-def _follows_from(options: Mapping[str, Any], store_digest: str, seed: int, datalist: str) -> str:
+def _follows_from(options: Mapping[str, Any], store_digest: str, datalist: str) -> str:
     """Digest of all that the result of a fold follows from, on machines that compute alike."""
     recipe = {**ConfigParser.load_config_file(str(RECIPE)), **options}
     recipe = {name: value for name, value in recipe.items() if name not in ELSEWHERE}
-    content = {"recipe": recipe, "store": store_digest, "seed": seed, "datalist": datalist}
+    content = {"recipe": recipe, "store": store_digest, "datalist": datalist}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
