@@ -55,7 +55,7 @@ def simulate_training_step(
         ValueError: the network's control flow depends on values, it does not take these inputs, or an argument is
             not what is allowed.
     """
-    options = {"loss": loss, "optimizer": optimizer, "amp": amp, "device_type": device_type}
+    options: dict[str, Any] = {"loss": loss, "optimizer": optimizer, "amp": amp, "device_type": device_type}
     with training_steps(make_network, **options) as simulate:
         return simulate(make_inputs, strategy, accumulation)
 
@@ -82,15 +82,16 @@ def training_steps(
         ) -> Measurement:
             if not isinstance(accumulation, int) or isinstance(accumulation, bool) or accumulation < 1:
                 raise ValueError(bad_value("memory", "accumulation", accumulation, "a whole number of at least 1"))
-            simulated = min(accumulation, 2)  # from the second micro-batch on all are alike
             checkpointing.apply(fake, strategy or {"kind": "none"})
             inputs = make_inputs()
+            for parameter in fake.parameters() if accumulation > 1 else ():
+                parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
             log = _log(fake, device_type)
             log.declare(tree_iter(stepper.state_dict()), "optimizer")
             with _explained(fake, inputs), log.watching():
                 log.declare(tree_iter(inputs), "input")
-                steps.training_step(fake, inputs, loss, stepper, autocast, simulated)
-            log.flops = log.flops // simulated * accumulation
+                steps.training_step(fake, inputs, loss, stepper, autocast, 1)  # the last micro-batch, the fullest
+            log.flops *= accumulation
             return log.measurement(cuda.ASSUMED if device_type == "cuda" else ())
 
         yield simulate

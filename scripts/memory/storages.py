@@ -37,6 +37,7 @@ class Measurement:
         timeline: bytes alive after each operator, and its phase.
         assumed: what is stated rather than simulated, one sentence each.
         allocated_bytes: the peak of CUDA's allocator, where the step ran on a card.
+        ran: what each module that ran did, by its name.
     """
 
     peak_bytes: int
@@ -47,6 +48,26 @@ class Measurement:
     timeline: tuple[tuple[int, str], ...] = field(repr=False)
     assumed: tuple[str, ...] = ()
     allocated_bytes: int | None = None
+    ran: dict[str, "Ran"] = field(default_factory=dict, repr=False)
+
+    def peak_of(self, *phases: str) -> int:
+        """Most bytes alive at once in these phases."""
+        return max((alive for alive, phase in self.timeline if phase in phases), default=0)
+
+
+@dataclass
+class Ran:
+    """A module in a forward pass, its parts not counted: what checkpointing it could save, and would cost.
+
+    Attributes:
+        held_bytes: activations made while it ran and held for the backward pass.
+        output_bytes: what it returned.
+        flops: of its forward pass.
+    """
+
+    held_bytes: int = 0
+    output_bytes: int = 0
+    flops: int = 0
 
 
 @dataclass(slots=True)
@@ -85,6 +106,7 @@ class StorageLog(TorchDispatchMode):
         self.stack: list[str] = []
         self.entered: list[tuple[int, str]] = [(0, OUTSIDE)]  # autograd's count when another module began to run
         self.in_optimizer = False
+        self.ran: dict[str, Ran] = {}
 
     def declare(self, tensors: Iterable[Any], cause: str, module: str = OUTSIDE) -> None:
         """Count tensors made elsewhere, or give those already counted their cause."""
@@ -127,14 +149,17 @@ class StorageLog(TorchDispatchMode):
             with self:
                 return func.decompose(*args, **kwargs)
         result = func(*args, **kwargs)
-        count = flop_registry.get(func._overloadpacket)
-        if count is not None:
-            self.flops += count(*args, **kwargs, out_val=result)
         backward = torch._C._current_graph_task_id() != -1
         phase = OPTIMIZER if self.in_optimizer else BACKWARD if backward else FORWARD
         if backward and (not self.timeline or self.timeline[-1][1] != BACKWARD):
             self.backward_starts.append(len(self.timeline))
         module = self._module(backward)
+        count = flop_registry.get(func._overloadpacket)
+        if count is not None:
+            flops = count(*args, **kwargs, out_val=result)
+            self.flops += flops
+            if phase == FORWARD and module in self.ran:
+                self.ran[module].flops += flops
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
                 self._found(tensor, phase, module)
@@ -171,12 +196,15 @@ class StorageLog(TorchDispatchMode):
         self.in_optimizer = runs
 
     def _enter(self, module: nn.Module, _: Any) -> None:
-        self.stack.append(self.names.get(id(module), self.stack[-1] if self.stack else OUTSIDE))
+        name = self.names.get(id(module), self.stack[-1] if self.stack else OUTSIDE)
+        self.ran.setdefault(name, Ran())
+        self.stack.append(name)
         self._mark()
 
-    def _leave(self, *_: Any) -> None:
+    def _leave(self, _: nn.Module, __: Any, output: Any) -> None:
         if self.stack:
-            self.stack.pop()
+            returned = sum(x.nbytes for x in tree_iter(output) if isinstance(x, Tensor))
+            self.ran[self.stack.pop()].output_bytes = returned
         self._mark()
 
     def _mark(self) -> None:
@@ -215,6 +243,9 @@ class StorageLog(TorchDispatchMode):
         held = [
             sum(s.size for s in alive_at(start) if self._cause(s) == "activations") for start in self.backward_starts
         ]
+        for storage in self.storages:
+            if storage.module in self.ran and self._cause(storage) == "activations":
+                self.ran[storage.module].held_bytes += storage.size
         largest_first = dict(sorted(by_module.items(), key=lambda item: -item[1]))
         return Measurement(
             self.timeline[peak_at][0],
@@ -224,6 +255,7 @@ class StorageLog(TorchDispatchMode):
             self.flops,
             tuple(self.timeline),
             assumed,
+            ran=self.ran,
         )
 
 
