@@ -81,6 +81,7 @@ def search(
         progress: show a bar.
     """
     shared = {name: part(workflow, name) for name in SHARED}
+    stated = ConfigParser.load_config_file(str(RECIPE))
     seed, kept = part(workflow, "seed"), Path(part(workflow, "output_dir")) / "folds"
     frames = {name: part(workflow, name) for name in ("frames_shown", "seed")}
     num_threads: dict[Any, int] = {}  # that train a head fastest, measured once
@@ -94,7 +95,7 @@ def search(
             head_name = options.get("head_name")
             lists = {TRAINING: fold.training, VALIDATION: fold.validation, TEST: fold.held_out}
             datalist = exams.datalist(**lists)
-            path = kept / f"{_follows_from(options, shared['store'].digest, datalist)}.json"
+            path = kept / f"{_follows_from({**stated, **options}, shared['store'].digest, datalist)}.json"
             done = _finished(path, (len(fold.held_out), shape[2]))
             if done is None:
                 if options.get("num_threads", AUTO) == AUTO:
@@ -176,9 +177,8 @@ def warnings_kept() -> Iterator[list[str]]:
         engines.setLevel(level)
 
 
-def _follows_from(options: Mapping[str, Any], store_digest: str, datalist: str) -> str:
+def _follows_from(recipe: Mapping[str, Any], store_digest: str, datalist: str) -> str:
     """Digest of all that the result of a fold follows from, on machines that compute alike."""
-    recipe = {**ConfigParser.load_config_file(str(RECIPE)), **options}
     recipe = {name: value for name, value in recipe.items() if name not in ELSEWHERE}
     content = {"recipe": recipe, "store": store_digest, "datalist": datalist}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
