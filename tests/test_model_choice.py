@@ -121,6 +121,7 @@ def test_exit_status_is_1_if_a_fold_failed(tmp_path, monkeypatch, capsys):
         ({"max_epoch": 3}, "command line", "--max_epoch"),
         ({"head_name": "gru"}, "sweep", "--head_name"),
         ({"learning_rate": 0.1}, "sweep", "--learning_rate"),
+        ({"refit": "perhaps"}, "command line", "--refit"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_anything_is_trained(tmp_path, monkeypatch, options, item, field):
@@ -133,7 +134,7 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(tmp_path,
 def test_class_of_too_few_patients_for_the_folds_is_named(tmp_path):
     places = {**write_features(tmp_path, {"training": 8, "validation": 0}), "output_dir": str(tmp_path)}
     with pytest.raises(ValueError, match="patients is 2 of class still, needs at least 3"):
-        choose("sweep", ["mean"], [0.01], 3, 1, 0, False, {**places, **SMALL})
+        choose("sweep", ["mean"], [0.01], 3, 1, 100, False, {**places, **SMALL})
 
 
 @pytest.mark.parametrize("task_type", ["binary", "multilabel"])

@@ -65,7 +65,8 @@ def test_card_and_record_say_how_it_was_made_and_name_the_whole_list(made):
     model = refit(options, 2, 1.25, workflow, exams, FACTS)
     card = json.loads(card_path(model).read_text())
     assert card["refit"] == {**FACTS, "epochs": 2}
-    assert card["datalist_digest"] == exams.digest and card["max_epochs"] == 8
+    assert card["datalist_digest"] == exams.digest
+    assert (card["max_epochs"], card["val_interval"]) == (8, 1)  # the recipe, by which controls are trained
     record = json.loads((model.parent / "run.json").read_text())
     assert record["workflow"] == "train" and record["recipe"]["refit"] == card["refit"]
     (first, last) = record["history"]

@@ -9,6 +9,7 @@ import torch
 
 from scripts.errors import bad_value
 from scripts.networks.heads import HEADS
+from scripts.overrides import check_value
 from scripts.record import RunRecord
 from scripts.selection.exams import find_exams
 from scripts.selection.folds import check_classes, make_folds
@@ -51,6 +52,8 @@ def choose(
     for name, listed, values in ((HEAD_NAME, "heads", heads), (LEARNING_RATE, "learning_rates", learning_rates)):
         if values is not None and name in recipe:
             raise ValueError(bad_value(command, f"--{name}", recipe[name], f"--{listed} in its place"))
+    check_value("num_resamples", str(num_resamples), 2000)
+    check_value("refit", str(refit), False)
     check_overrides(recipe)
     workflow = open_workflow(recipe)
     options = [list(dict.fromkeys(heads or [part(workflow, HEAD_NAME)]))]

@@ -48,6 +48,7 @@ def refit(
             "val_interval": epochs,
             "validate::dataset": "@train::dataset",
             "validate::key_metric": {"train_likelihood": {"_target_": "scripts.training.engine.likelihood_metric"}},
+            "trained::val_interval": part(workflow, "val_interval"),  # of the recipe, for those who train by the card
             "trained::datalist_digest": exams.digest,  # of the whole list, whose test split it may be judged by
             "trained::refit": {**facts, "epochs": epochs},
         }

@@ -34,7 +34,7 @@ SHARED = ("store", "encoder", "encoder_digest")  # made once, for all trainings
 # What a fold does not follow from: places, and how it is computed rather than what.
 ELSEWHERE = (
     *("bundle_root", "dataset_dir", "datalist", "output_dir", "features_dir", "models_dir", "model_path"),
-    *("checkpoint_dir", "progress", "num_threads", "in_memory", "resume", "mlflow_uri", "record"),
+    *("checkpoint_dir", "progress", "num_threads", "in_memory", "resume", "mlflow_uri"),
 )
 
 
