@@ -7,7 +7,9 @@ A strategy is a mapping that YAML can hold:
     {kind: modules, names: [...]}       the same for these modules, by their names in `named_modules`
     {kind: segments, number: 4}         the same for that many equal parts of the longest nn.Sequential
     {kind: chunks, frames: 8}           the encoder takes that many frames at once; only the input frames are kept
-    {kind: selective, save: [...]}      of every block the input and the outputs of costly operators are kept
+    {kind: selective}                   results of matrix products, attention and convolutions are kept, the cheap rest
+                                        is not (scripts.memory.recomputation); flops_per_value: 1000 gives up those
+                                        products too that cost so little for each value of their result
 
 Only the way a module is called changes: `_call_impl` of the instance, which `nn.Module.__call__` looks up, runs the
 module inside `torch.utils.checkpoint`. Parameters, names of the state dict, classes and `forward` stay, so that a saved
@@ -18,16 +20,18 @@ import contextlib
 import difflib
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
 
 from scripts.errors import bad_value
 from scripts.memory.blocks import blocks_of, couples_batch, encoder_of, longest_sequence
+from scripts.memory.recomputation import Recipes
 
 _OPTIONS: dict[str, dict[str, Any]] = {  # kind -> its options and their defaults; None: must be given
     "none": {},
@@ -35,12 +39,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {  # kind -> its options and their default
     "modules": {"names": None},
     "segments": {"number": 4},
     "chunks": {"frames": 8},
-    "selective": {"save": ["attention", "matmul", "convolution"], "widest": 0},
-}
-_COSTLY = {  # what `save` can name -> parts of the names of operators
-    "attention": ("scaled_dot_product",),
-    "matmul": ("mm", "addmm", "bmm", "baddbmm"),
-    "convolution": ("convolution",),
+    "selective": {"flops_per_value": 0, "extra_flops": 1},
 }
 _CALL = "_call_impl"  # torch 2.11 to 2.15: what nn.Module.__call__ runs, looked up on the instance
 
@@ -85,19 +84,15 @@ def checked(strategy: str | Mapping[str, Any]) -> dict[str, Any]:
         allowed = f"one of {', '.join(options)}" if options else "no option"
         raise ValueError(bad_value(f"strategy {kind}", "option", name, allowed, _nearest(name, options)))
     full = {"kind": kind, **options, **given}
-    for name in ("every", "number", "frames", "widest"):
-        least = 0 if name == "widest" else 1
-        value = full.get(name, least)
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value < least or value != int(value):
-            raise ValueError(bad_value(f"strategy {kind}", name, value, f"a whole number from {least}"))
-    for name in ("names", "save"):
-        value = full.get(name, [])
-        if not isinstance(value, (list, tuple)) or not all(isinstance(entry, str) for entry in value):
-            raise ValueError(bad_value(f"strategy {kind}", name, value, "a list of names"))
-    for name in full.get("save", []):
-        if name not in _COSTLY:
-            allowed = f"some of {', '.join(_COSTLY)}"
-            raise ValueError(bad_value(f"strategy {kind}", "save", name, allowed, _nearest(name, _COSTLY)))
+    for name in full.keys() & {"every", "number", "frames"}:
+        if not isinstance(full[name], int) or isinstance(full[name], bool) or full[name] < 1:
+            raise ValueError(bad_value(f"strategy {kind}", name, full[name], "a whole number from 1"))
+    for name in full.keys() & {"flops_per_value", "extra_flops"}:
+        if not isinstance(full[name], (int, float)) or isinstance(full[name], bool) or not 0 <= full[name] < math.inf:
+            raise ValueError(bad_value(f"strategy {kind}", name, full[name], "a number from 0"))
+    names = full.get("names", [])
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ValueError(bad_value(f"strategy {kind}", "names", names, "a list of names of modules"))
     return full
 
 
@@ -105,11 +100,9 @@ def strategies_for(network: nn.Module) -> list[dict[str, Any]]:
     """The strategies worth trying on this network, from the cheapest in extra FLOPs to the dearest."""
     found: list[dict[str, Any]] = [{"kind": "none"}]
     blocks = blocks_of(network)
-    if blocks:
-        linear = any(isinstance(module, nn.Linear) for module in network.modules())
-        widths = (0, 3, 1) if linear else (0,)
-        found += [{"kind": "selective", "save": list(_COSTLY), "widest": widest} for widest in widths]
-        found += [{"kind": "blocks", "every": every} for every in (3, 2, 1) if every <= len(blocks)]
+    found += [{"kind": "selective", "flops_per_value": cost} for cost in (0, 200, 1000, 2000)]
+    found += [{"kind": "selective", "flops_per_value": 1000, "extra_flops": share} for share in (0.04, 0.09)]
+    found += [{"kind": "blocks", "every": every} for every in (3, 2, 1) if every <= len(blocks)]
     sequence = longest_sequence(network)
     found += [{"kind": "segments", "number": number} for number in (2, 4) if sequence and number < len(sequence)]
     encoder = encoder_of(network)
@@ -124,13 +117,10 @@ class Region:
     Args:
         module: it.
         run: what a call does, given this region and the arguments.
-        save: whether the output of an operator is kept all the same.
     """
 
-    def __init__(
-        self, module: nn.Module, run: "Callable[..., Any] | None" = None, save: "_Policy | None" = None
-    ) -> None:
-        self.module, self.run, self.save = module, run or recomputed, save
+    def __init__(self, module: nn.Module, run: "Callable[..., Any] | None" = None) -> None:
+        self.module, self.run = module, run or recomputed
         self.plain = getattr(module, _CALL)
         setattr(module, _CALL, self)
 
@@ -147,32 +137,28 @@ class Region:
 def recomputed(region: Region, *args: Any, **kwargs: Any) -> Any:
     """What the module returns; its activations are dropped, and computed again in backward."""
     call = functools.partial(region.plain, **kwargs)  # its own keywords must not meet those of checkpoint
-    return _checkpoint(call, args, region.module, region.save)
+    return _checkpoint(call, args, region.module)
 
 
-def _checkpoint(call: Callable[..., Any], args: tuple[Any, ...], module: nn.Module, save: "_Policy | None") -> Any:
-    contexts = functools.partial(_contexts, module, save)
+def _checkpoint(call: Callable[..., Any], args: tuple[Any, ...], module: nn.Module) -> Any:
+    contexts = functools.partial(_contexts, module)
     return checkpoint(call, *args, use_reentrant=False, context_fn=contexts)
 
 
-def _contexts(module: nn.Module, save: "_Policy | None") -> tuple[Any, Any]:
+def _contexts(module: nn.Module) -> tuple[Any, Any]:
     """What surrounds forward, what surrounds its repetition."""
-    forward, again = (
-        create_selective_checkpoint_contexts(save) if save else (contextlib.nullcontext(), contextlib.nullcontext())
-    )
-    return forward, _statistics_kept(module, again)
+    return contextlib.nullcontext(), _statistics_kept(module)
 
 
 @contextlib.contextmanager
-def _statistics_kept(module: nn.Module, inner: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+def _statistics_kept(module: nn.Module) -> Iterator[None]:
     """Inside, norms update copies of the running statistics: forward has updated the true ones once."""
     norms = [part for part in module.modules() if isinstance(part, _NormBase) and part.training]
     true = [dict(norm._buffers) for norm in norms]
     for norm in norms:
         norm._buffers.update({name: None if value is None else value.clone() for name, value in norm._buffers.items()})
     try:
-        with inner:
-            yield
+        yield
     finally:
         for norm, buffers in zip(norms, true, strict=True):
             norm._buffers.update(buffers)
@@ -186,28 +172,6 @@ def _needs_gradient(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     return any(
         value.requires_grad if isinstance(value, Tensor) else isinstance(value, (list, dict)) for value in inputs
     )
-
-
-class _Policy:
-    """Keeps the outputs of costly operators.
-
-    Args:
-        save: names of operators, keys of _COSTLY.
-        widest: a matrix product is kept if its output is at most that many times as wide as its input; 0: always.
-            Bytes kept grow with the output's width, FLOPs spared with the input's.
-    """
-
-    def __init__(self, save: list[str], widest: int) -> None:
-        self.names = {f"aten::{name}" for group in save for name in _COSTLY[group]}
-        self.attention, self.widest = "attention" in save, widest
-
-    def __call__(self, _: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-        name = operator.name().partition(".")[0]
-        kept = name in self.names or (self.attention and "scaled_dot_product" in name)
-        if kept and self.widest and name.endswith("mm"):
-            rows, columns = args[-2].shape[-1], args[-1].shape[-1]
-            kept = columns <= self.widest * rows
-        return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _apply_blocks(network: nn.Module, strategy: dict[str, Any]) -> None:
@@ -226,9 +190,26 @@ def _apply_modules(network: nn.Module, strategy: dict[str, Any]) -> None:
 
 
 def _apply_selective(network: nn.Module, strategy: dict[str, Any]) -> None:
-    save = _Policy(strategy["save"], strategy["widest"])
-    for name in _needed_blocks(network, "selective"):
-        Region(network.get_submodule(name), save=save)
+    Region(network, run=functools.partial(_with_recipes, strategy["flops_per_value"], strategy["extra_flops"]))
+
+
+def _with_recipes(flops_per_value: float, extra_flops: float, region: Region, *args: Any, **kwargs: Any) -> Any:
+    with Recipes(flops_per_value, extra_flops), _out_of_place(region.module):
+        return region.plain(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _out_of_place(network: nn.Module) -> Iterator[None]:
+    """Inside, activations leave their input alone: backward of one in place on a view, as instance norm returns, holds
+    three gradients of its size at once (CopySlices of torch/csrc/autograd), and recipes keep neither side anyway."""
+    changing = [module for module in network.modules() if getattr(module, "inplace", None) is True]
+    for module in changing:
+        module.inplace = False  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        for module in changing:
+            module.inplace = True  # type: ignore[assignment]
 
 
 def _apply_segments(network: nn.Module, strategy: dict[str, Any]) -> None:
@@ -247,7 +228,7 @@ def _apply_segments(network: nn.Module, strategy: dict[str, Any]) -> None:
 
 def _in_segments(parts: list[list[Region]], region: Region, value: Any) -> Any:
     for part in parts:
-        value = _checkpoint(functools.partial(_one_by_one, part), (value,), region.module, None)
+        value = _checkpoint(functools.partial(_one_by_one, part), (value,), region.module)
     return value
 
 
