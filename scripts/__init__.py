@@ -72,6 +72,8 @@ Imports point from the end of this list to its beginning, never back.
       steps        network, inputs -> one training or inference step
       measure      network, shape of its input -> peak bytes and FLOPs of a step that is not run
       tracking     a step that runs -> what it held and computed, by the same names
+      search       workload, bytes that are free -> the way to train it with the least extra FLOPs
+      plan         network, budget -> table, YAML for finetune.yaml, largest input that fits
 
     store/         features on disk, by key
       files        bytes -> a file of the store, whole or absent

@@ -1,0 +1,272 @@
+"""A workload, bytes that are free -> how to train it: micro-batches x what is computed again, least extra FLOPs first.
+
+Accumulation costs no FLOPs, so it is tried first; saved bytes are no objective, since what is computed again in the
+backward pass can make the peak: every plan is simulated.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scripts.errors import bad_value
+from scripts.memory import checkpointing, steps
+from scripts.memory.blocks import blocks_of, couples_batch, encoder_of
+from scripts.memory.measure import Simulation, training_steps
+from scripts.memory.storages import BACKWARD, FORWARD, OPTIMIZER, Measurement, Ran
+
+MAX_CHUNKS = 6  # of frames in a simulation: above, the peak is read off the line through two smaller batches
+UNITS = 40  # steps of the knapsack: bytes to be saved are met to 2.5 %
+SHARES = (1.0, 0.3, 0.1)  # of all activations, the most that one module computes again at once
+ATTEMPTS = 4  # sets of modules simulated for each share, each saving what the one before lacked
+NONE = 0.0005  # extra FLOPs below it are none
+Choice = tuple[float, tuple[str, ...]]  # FLOPs, names of modules
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is to be trained.
+
+    Attributes:
+        make_network: makes it, untouched.
+        shape: of one sample: (T, 3, H, W), (T, C, D, H, W), (C, D, H, W).
+        batch_size: samples of one optimizer step.
+        splittable: whether micro-batches give the same gradients: not with BatchNorm or a loss over pairs.
+    """
+
+    make_network: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    batch_size: int = 1
+    optimizer: str = "adamw"
+    amp: bool = True
+    loss: Callable[[Any], Tensor] = steps.mean_square
+    splittable: bool = True
+    device_type: str = "cuda"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to train a workload.
+
+    Attributes:
+        strategy: of scripts.memory.checkpointing.
+        accumulation: micro-batches of a step.
+        peak_bytes: simulated.
+        extra_flops: more than the plain step's, 0.33 being a third.
+        measurement: of the simulated step; None where its peak was read off a line.
+    """
+
+    strategy: dict[str, Any]
+    accumulation: int
+    peak_bytes: int
+    extra_flops: float
+    measurement: Measurement | None
+
+    @property
+    def order(self) -> tuple[float, bool, int, int]:
+        """Better ones first: fewer FLOPs, nothing computed again, fewer micro-batches, fewer bytes."""
+        return round(self.extra_flops, 3), self.strategy["kind"] != "none", self.accumulation, self.peak_bytes
+
+
+class Searcher:
+    """Simulates one workload again and again, with one network."""
+
+    def __init__(self, workload: Workload, simulate: Simulation, network: nn.Module) -> None:
+        self.workload, self.simulate = workload, simulate
+        self.seen: dict[tuple[str, int, int], Measurement] = {}
+        self.candidates: list[Candidate] = []
+        splittable = workload.splittable and not couples_batch(network)
+        batch = workload.batch_size
+        self.accumulations = [n for n in range(1, batch + 1) if batch % n == 0] if splittable else [1]
+        self.plain = self.measured({"kind": "none"}, self.accumulations[-1])
+
+    def measured(self, strategy: dict[str, Any], accumulation: int, micro_batch: int | None = None) -> Measurement:
+        """One simulated micro-batch; gradients of earlier ones are there if there are any."""
+        size = micro_batch or self.workload.batch_size // accumulation
+        key = (str(strategy), size, min(accumulation, 2))
+        if key not in self.seen:
+            shape = (size, *self.workload.shape)
+            found = self.simulate(lambda: (torch.empty(shape),), strategy, key[2])
+            self.seen[key] = dataclasses.replace(found, flops=found.flops // key[2])
+        return self.seen[key]
+
+    def candidate(self, strategy: dict[str, Any], accumulation: int) -> Candidate:
+        """That way of training, simulated, or where frames make too many chunks, read off smaller batches."""
+        batch = self.workload.batch_size
+        micro, smallest = batch // accumulation, batch // self.accumulations[-1]
+        frames = micro * self.workload.shape[0]
+        chunks = frames / strategy["frames"] if strategy["kind"] == "chunks" else 1
+        measurement: Measurement | None = None
+        if chunks <= MAX_CHUNKS or micro <= 2:
+            measurement = self.measured(strategy, accumulation)
+            peak, flops = measurement.peak_bytes, measurement.flops
+        else:
+            peak, flops = self.on_a_line(strategy, accumulation, micro)
+        extra = flops / micro / (self.plain.flops / smallest) - 1
+        made = Candidate(strategy, accumulation, peak, extra, measurement)
+        self.candidates.append(made)
+        return made
+
+    def on_a_line(self, strategy: dict[str, Any], accumulation: int, micro_batch: int) -> tuple[int, int]:
+        """Peak bytes and FLOPs of a micro-batch as one and two samples foretell them."""
+        one, two = (self.measured(strategy, accumulation, size) for size in (1, 2))
+        peaks = []
+        for phases in ((FORWARD, BACKWARD), (OPTIMIZER,)):
+            first, second = one.peak_of(*phases), two.peak_of(*phases)
+            peaks.append(first + (second - first) * (micro_batch - 1))
+        return max(peaks), two.flops * micro_batch // 2
+
+    def best_of(self, strategy: dict[str, Any], free_bytes: int, best: Candidate | None) -> Candidate | None:
+        """The strategy with the fewest micro-batches that fit, if that is better than the best so far."""
+        smallest = self.candidate(strategy, self.accumulations[-1])
+        if smallest.peak_bytes > free_bytes or (best is not None and smallest.extra_flops > best.extra_flops + NONE):
+            return best
+        for accumulation in self.accumulations[:-1]:
+            micro = self.workload.batch_size // accumulation
+            gradients = self.plain.by_cause["weights"] if accumulation == 1 else 0
+            foreseen = self.on_a_line(strategy, 2, micro)[0] if micro > 2 else 0
+            if foreseen - gradients <= free_bytes:
+                found = self.candidate(strategy, accumulation)
+                if found.peak_bytes <= free_bytes:
+                    smallest = found
+                    break
+        return smallest if best is None or smallest.order < best.order else best
+
+    def uniform(self, network: nn.Module) -> list[tuple[dict[str, Any], float]]:
+        """The strategies that treat all blocks alike, each with the least extra FLOPs it can take.
+
+        Left out are chunks so small that smaller micro-batches do the same.
+        """
+        frames = self.workload.shape[0] * self.workload.batch_size // self.accumulations[-1]
+        whole = _subtree(self.plain.ran, encoder_of(network)).flops / self.plain.flops
+        blocks = [_subtree(self.plain.ran, name).flops / self.plain.flops for name in blocks_of(network)]
+        found = []
+        for strategy in checkpointing.strategies_for(network):
+            kind = strategy["kind"]
+            if kind == "chunks" and strategy["frames"] * MAX_CHUNKS < frames and len(self.accumulations) > 1:
+                continue
+            least = sum(blocks[:: strategy["every"]]) if kind == "blocks" else 0.0
+            found.append((strategy, 0.9 * whole if kind in ("segments", "chunks") else least))
+        return found
+
+    def try_uniform(self, network: nn.Module, free_bytes: int, everything: bool) -> Candidate | None:
+        """The best of the strategies that treat all blocks alike, and of selective ones between those."""
+        best: Candidate | None = None
+        costs = [0.0]
+        for strategy, least in sorted(self.uniform(network), key=lambda found: found[1]):
+            if everything or best is None or least < best.extra_flops - NONE:
+                with suppress(ValueError):  # it cannot be run that way; the plain run has shown that it runs
+                    best = self.best_of(strategy, free_bytes, best)
+                    costs += [strategy["flops_per_value"]] if strategy["kind"] == "selective" else []
+        high = best.strategy.get("flops_per_value", 0) if best is not None else 0
+        low = max((cost for cost in costs if cost < high), default=0)
+        for _ in range(ATTEMPTS if high else 0):
+            middle = {"kind": "selective", "flops_per_value": round((low + high) / 2)}
+            before, best = best, self.best_of(middle, free_bytes, best)
+            low, high = (low, middle["flops_per_value"]) if best is not before else (middle["flops_per_value"], high)
+        return best
+
+    def best_modules(
+        self, network: nn.Module, share: float, free_bytes: int, best: Candidate | None
+    ) -> Candidate | None:
+        """The modules to compute again that fit, if they are better than the best so far."""
+        need = self.plain.peak_bytes - free_bytes
+        for _ in range(ATTEMPTS):
+            if need <= 0 or (best is not None and best.extra_flops < NONE):
+                break
+            names = cheapest_modules(network, self.plain, need, share)
+            extra = sum(_subtree(self.plain.ran, name).flops for name in names) / self.plain.flops
+            if not names or (best is not None and extra >= best.extra_flops):
+                break
+            try:
+                found = self.candidate({"kind": "modules", "names": names}, self.accumulations[-1])
+            except ValueError:  # a module that cannot be computed again
+                break
+            if found.peak_bytes <= free_bytes:
+                return found if best is None or found.order < best.order else best
+            need += found.peak_bytes - free_bytes
+        return best
+
+
+def cheapest_modules(network: nn.Module, plain: Measurement, need_bytes: int, share: float) -> list[str]:
+    """The modules to compute again that save `need_bytes` with the fewest FLOPs; none if nothing saves that much.
+
+    A module is computed again as a whole or its parts are decided on one by one: a knapsack over the tree of modules,
+    solved by dynamic programming in UNITS of the need, as if savings were sums. They are not quite, so whoever asks
+    simulates the answer.
+
+    Args:
+        network: names its modules.
+        plain: a step of it with nothing computed again.
+        need_bytes: to be saved.
+        share: of all held activations, the most that one module may hold, since it holds them again in backward.
+    """
+    total = _subtree(plain.ran, "").held_bytes
+    unit = max(need_bytes / UNITS, 1.0)
+
+    def table(name: str, module: nn.Module) -> list[Choice]:
+        """FLOPs, modules of the best choice inside that saves at least 0, 1, 2 ... UNITS units."""
+        nothing: Choice = (0.0, ())
+        best = [nothing, *[(math.inf, nothing[1])] * UNITS]
+        for part_name, part in module.named_children():
+            inner = table(f"{name}.{part_name}" if name else part_name, part)
+            if math.isinf(inner[1][0]):
+                continue
+            merged = list(best)
+            for saved, (flops, chosen) in enumerate(best):
+                for more, (extra, others) in enumerate(inner):
+                    both = min(saved + more, UNITS)
+                    if flops + extra < merged[both][0]:
+                        merged[both] = flops + extra, chosen + others
+            best = merged
+        whole = _subtree(plain.ran, name)
+        if name in plain.ran and whole.held_bytes <= share * total:
+            units = min(int((whole.held_bytes - plain.ran[name].output_bytes) / unit), UNITS)
+            best = [
+                min(entry, (float(whole.flops), (name,))) if at <= units else entry for at, entry in enumerate(best)
+            ]
+        for at in range(UNITS - 1, 0, -1):  # what saves more, saves that as well
+            best[at] = min(best[at], best[at + 1])
+        return best
+
+    return list(table("", network)[UNITS][1])
+
+
+def _subtree(ran: dict[str, Ran], name: str) -> Ran:
+    inside = [part for path, part in ran.items() if not name or path == name or path.startswith(f"{name}.")]
+    return Ran(sum(part.held_bytes for part in inside), 0, sum(part.flops for part in inside))
+
+
+def search(workload: Workload, free_bytes: int, everything: bool = False) -> tuple[Candidate | None, list[Candidate]]:
+    """The way to train that fits with the least extra FLOPs, and all that were looked at.
+
+    Branch and bound: what costs more FLOPs than the best so far, whatever it saves, is not simulated.
+
+    Args:
+        workload: what is to be trained.
+        free_bytes: most bytes that the step may hold at once.
+        everything: simulate also what cannot be the best, to compare it.
+
+    Returns:
+        The best candidate, None if none fits; all candidates, better ones first.
+
+    Raises:
+        ValueError: the network cannot be simulated, or the batch size is none.
+    """
+    size = workload.batch_size
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(bad_value("plan", "batch_size", size, "a whole number of at least 1"))
+    network = workload.make_network()
+    options: dict[str, Any] = {"loss": workload.loss, "optimizer": workload.optimizer, "amp": workload.amp}
+    with training_steps(lambda: network, device_type=workload.device_type, **options) as simulate:
+        searcher = Searcher(workload, simulate, network)
+        best = searcher.try_uniform(network, free_bytes, everything)
+        for share in SHARES:
+            best = searcher.best_modules(network, share, free_bytes, best)
+    candidates = {(str(found.strategy), found.accumulation): found for found in searcher.candidates}.values()
+    return best, sorted(candidates, key=lambda candidate: candidate.order)
