@@ -68,7 +68,9 @@ def words_of(results: Mapping[str, Any]) -> list[str]:
     elif len(entries) > 1:
         others = [entry[BELOW] for entry in entries if entry[BELOW] is not None]
         clear = sum(below["low"] is not None and below["low"] > 0 for below in others)
-        words.append(f"Chosen: {named(chosen)}, the likeliest; clearly so beside {clear} of {len(others)} others.")
+        words.append(
+            f"Chosen: {named(chosen)}, the likeliest; clearly so beside {clear} of {counted(len(others), 'other')}."
+        )
     if results["corrected"] is not None:
         found = ", ".join(f"{TITLES[name]} {text_of(results['corrected'][name])}" for name in TITLES)
         words.append(
