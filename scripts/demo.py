@@ -50,22 +50,25 @@ def run_demo(output_dir: str, num_patients: int, seed: int) -> None:
 
     places = ["--dataset_dir", str(data), "--output_dir", str(out / "output")]
     print("\n3. Every frame through the frozen encoder, once")
-    _workflow(["cache_features.yaml"], [*places, "--image_size", str(IMAGE_SIZE)])
+    _workflow("cache_features.yaml", [*places, "--image_size", str(IMAGE_SIZE)])
+    print("\n   and once through one with random weights, for comparison")
+    untrained = ["--encoder_weights", "random:0", "--features_dir", str(out / "output" / "features_untrained")]
+    _workflow("cache_features.yaml", [*places, "--image_size", str(IMAGE_SIZE), *untrained])
     print("\n4. The temporal head on the stored features")
-    _workflow(["train.yaml"], [*places, "--seed", str(seed)])
+    _workflow("train.yaml", [*places, "--seed", str(seed)])
     print("\n5. Held-out patients, beside the controls (synthetic)")
-    _workflow(["train.yaml", "evaluate.yaml"], [*places, "--seed", str(seed)])
+    _workflow("evaluate.yaml", places)
     print("\n6. Predictions for one patient's exams, straight from DICOM")
     patient = sorted((data / "exams").iterdir())[0]
-    _workflow(["inference.yaml"], ["--input", str(patient), "--output_dir", str(out / "output")])
+    _workflow("inference.yaml", ["--input", str(patient), "--output_dir", str(out / "output")])
     print(f"\nDone in {time.monotonic() - start:.0f} s. All numbers are of synthetic exams.")
-    print(f"report:      {out / 'output' / 'report.html'}\npredictions: {out / 'output' / 'predictions.csv'}")
+    found = out / "output"
+    print(f"report:      {found / 'evaluation' / 'report.html'}\npredictions: {found / 'predictions.csv'}")
     print(f"model:       {model_path}")
 
 
-def _workflow(files: list[str], overrides: list[str]) -> None:
-    paths = [str(BUNDLE_ROOT / "configs" / name) for name in files]
-    config = paths[0] if len(paths) == 1 else repr(paths).replace(" ", "")
+def _workflow(file: str, overrides: list[str]) -> None:
+    config = str(BUNDLE_ROOT / "configs" / file)
     command = [
         "python",
         "-m",
@@ -81,4 +84,4 @@ def _workflow(files: list[str], overrides: list[str]) -> None:
     # MONAI warns that a config runs code, which is so, and this one is ours.
     quiet = {**os.environ, "PYTHONWARNINGS": "ignore::UserWarning:monai.bundle.scripts"}
     if subprocess.run([sys.executable, *command[1:]], env=quiet, check=False).returncode:
-        raise RuntimeError(bad_value("demo", "command", files[-1], "an end without error; see its message above"))
+        raise RuntimeError(bad_value("demo", "command", file, "an end without error; see its message above"))

@@ -26,6 +26,7 @@ FRAME_WEIGHTS = "frame_weights"  # (B, T), each row sums to 1 over its real fram
 TASK = "task"
 TYPE = "type"
 CLASSES = "classes"
+ORDERED = "ordered"  # true: the classes are grades, the first the lowest; optional
 SYNTHETIC = "synthetic"  # true: the exams were made by a program, and so every report says
 TRAINING = "training"
 VALIDATION = "validation"

@@ -16,6 +16,7 @@ from ignite.engine import Events
 from monai.bundle import create_workflow
 
 from scripts.keys import CLASSES, ENTRY, LABEL, PATIENT, TASK, TYPE
+from scripts.networks.card import NOMINAL
 from scripts.networks.encoder import FrameEncoder
 from scripts.networks.weights import load_into
 from scripts.store.store import FeatureStore, StoredSequence
@@ -24,7 +25,9 @@ from tests.stores import key_of
 ROOT = Path(__file__).resolve().parent.parent
 CLASS_NAMES = ["slow", "fast", "still"]
 SPLITS = {"training": 23, "validation": 9}
-ENCODER = {"encoder_name": "test_vit", "encoder_weights": "random:0", "pooling": "avg", "layers": 1, "image_size": 48}
+OF_TRAINING = ("head_name", "hidden_size", "use_times", "task_type", "classes")  # the rest of a card is the store's
+SETTINGS = {name: value for name, value in NOMINAL.items() if name not in OF_TRAINING}
+SETTINGS |= {"encoder_name": "test_vit", "encoder_weights": "random:0", "image_size": 48}
 QUICK = {"num_threads": 1, "batch_size": 4, "max_epochs": 4, "hidden_size": 8, "device": "cpu"}
 
 
@@ -50,7 +53,7 @@ def write_features(
     """
     encoder = FrameEncoder("test_vit")
     digest = load_into(encoder, "random:0", folder)
-    store = FeatureStore.create(folder / "features", {"encoder": {"name": "test_vit", "digest": digest}}, ENCODER)
+    store = FeatureStore.create(folder / "features", {"encoder": {"name": "test_vit", "digest": digest}}, SETTINGS)
     content: dict[str, Any] = {TASK: {TYPE: task_type, CLASSES: list(classes)}}
     generator = torch.Generator().manual_seed(0)
     number = 0

@@ -47,7 +47,7 @@ def test_model_file_is_a_pure_state_dict_with_its_card_beside_it_and_nothing_els
     path, network = saved
     assert read_state(path).keys() == network.state_dict().keys()
     assert sorted(p.name for p in path.parent.iterdir()) == ["model.json", "model.pt"]
-    assert read_card(path) == CARD
+    assert read_card(path) == CARD | {"temperature": 1.0}
 
 
 def test_saving_again_replaces_model_and_card(saved, tmp_path):

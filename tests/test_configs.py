@@ -11,8 +11,8 @@ from scripts.networks.card import NOMINAL
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
-WORKFLOWS = ("cache_features", "train", "inference")
-OVERLAYS = ("evaluate", "multi_gpu_cache", "multi_gpu_train")
+WORKFLOWS = ("cache_features", "train", "evaluate", "inference")
+OVERLAYS = ("multi_gpu_cache", "multi_gpu_train")
 SCHEMA_REQUIRED = (  # of meta_schema_20240725.json
     "schema",
     "version",

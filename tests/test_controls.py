@@ -1,4 +1,4 @@
-"""Controls beside a trained head: what one frame can tell, and what a head makes of a dataset."""
+"""Controls beside a trained head: what one frame can tell; and what a head makes of a dataset."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,9 @@ from scripts.features.entries import entry_key
 from scripts.keys import FEATURES, FRAME_TIMES, LABEL, MULTICLASS, MULTILABEL
 from scripts.networks.heads import make_head
 from scripts.store.store import FeatureStore, StoredSequence
-from scripts.training.controls import labels_of, predict, single_best_frame
+from scripts.training.classes import labels_of
+from scripts.training.controls import single_best_frame
+from scripts.training.outputs import explained, logits_of
 from tests.exams import item_of
 
 K, D = 3, 4
@@ -88,20 +90,46 @@ def test_single_best_frame_gives_the_same_answer_twice(splits):
     np.testing.assert_array_equal(first, again)
 
 
-@pytest.mark.parametrize("task_type", [MULTICLASS, MULTILABEL])
-def test_predictions_are_the_heads_own_whatever_the_batch_size(splits, task_type):
+@pytest.mark.parametrize("several", [False, True])
+def test_single_best_frame_of_a_training_split_with_one_class_is_always_that_class(splits, several):
+    data = splits(None, labels=lambda n: [1, 0, 0] if several else 1)
+    found, _ = single_best_frame(*data.values(), K, MULTILABEL if several else MULTICLASS)
+    np.testing.assert_array_equal(found, np.tile([1, 0, 0] if several else [0, 1, 0], (len(found), 1)))
+
+
+def test_single_best_frame_learns_each_label_from_the_exams_where_it_is_known(splits):
+    data = splits(0.5, labels=lambda n: [n % 2, -1 if n % 3 else (n // 2) % 2, -1])
+    found, _ = single_best_frame(*data.values(), K, MULTILABEL)
+    labels = labels_of(data["test"])
+    known = labels >= 0
+    assert ((found > 0.5) == labels)[known].all()
+    assert np.isfinite(found).all()
+
+
+def test_logits_are_the_heads_own_whatever_the_batch_size_and_are_explained_alike(splits):
     dataset, head = splits(None)["test"], make_head("gru", D, K, hidden_size=4)
     head.train()
-    found = predict(head, dataset, "cpu", task_type)
+    found = logits_of(head, dataset, "cpu")
     assert found.shape == (SPLITS["test"], K)
     assert found.dtype == np.float64
-    np.testing.assert_allclose(predict(head, dataset, "cpu", task_type, batch_size=2), found, rtol=1e-5)
+    np.testing.assert_allclose(logits_of(head, dataset, "cpu", batch_size=2), found, rtol=1e-5, atol=1e-6)
+    logits, weights, after_frames = explained(head, dataset, "cpu", batch_size=4)
+    np.testing.assert_allclose(logits, found, rtol=1e-5, atol=1e-6)
     with torch.inference_mode():
         for n in (0, 7):
             item = dataset[n]
-            logits = head(item[FEATURES][None], None, item[FRAME_TIMES][None])[0]
-            alone = logits.sigmoid() if task_type == MULTILABEL else logits.softmax(dim=0)
-            np.testing.assert_allclose(found[n], alone.numpy(), rtol=1e-5)
+            alone = head(item[FEATURES][None], None, item[FRAME_TIMES][None])[0]
+            np.testing.assert_allclose(found[n], alone.numpy(), rtol=1e-5, atol=1e-6)
+            assert len(weights[n]) == len(after_frames[n]) == len(item[FEATURES])
+            assert weights[n].sum() == pytest.approx(1.0, abs=1e-5)
+            np.testing.assert_allclose(after_frames[n][-1], found[n], rtol=1e-5, atol=1e-6)
+
+
+def test_sequence_whose_logits_are_not_finite_is_named(splits):
+    dataset, head = splits(None)["test"], make_head("mean", D, K, hidden_size=4)
+    head.fit_scale(torch.full((D,), float("nan")), torch.ones(D))
+    with pytest.raises(ValueError, match=r"^test-0\.dcm: logits is not finite for 15 of 15 sequences"):
+        logits_of(head, dataset, "cpu")
 
 
 def test_labels_are_indices_or_zeros_and_ones_in_the_datasets_order(splits):

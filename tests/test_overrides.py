@@ -104,7 +104,6 @@ def test_command_line_of_a_bundle_run_is_checked(configs, monkeypatch):
 def test_ids_of_every_config_of_this_bundle_are_known_to_it():
     files = sorted((ROOT / "configs").glob("*.yaml"))
     overlay = {
-        "evaluate.yaml": "train.yaml",
         "multi_gpu_train.yaml": "train.yaml",
         "multi_gpu_cache.yaml": "cache_features.yaml",
     }

@@ -20,6 +20,7 @@ from monai.bundle import create_workflow
 from scripts.curation.export import export_store
 from scripts.datalists.collect import make_datalist
 from scripts.networks.card import read_card
+from scripts.reports.wording import QUESTIONS
 from scripts.sequences.phantom import CLASSES, write_exams
 from scripts.store.store import FeatureStore
 
@@ -82,7 +83,10 @@ def flow(tmp_path_factory) -> dict[str, Path]:
     trained = {**places, "model_path": str(out / "model.pt"), "max_epochs": 3, "batch_size": 8}
     run_here("train", ("cache_features",), **places, **ENCODER, progress=False)
     run_here("train", ("train",), **trained)
-    run_here("train", ("train", "evaluate"), **trained, num_resamples=200)
+    judged = {**places, "model_path": trained["model_path"], "num_resamples": 200}
+    untrained = {"encoder_weights": "random:1", "features_dir": str(out / "features_untrained"), "progress": False}
+    run_here("train", ("cache_features",), **places, **{**ENCODER, **untrained})
+    run_here("train", ("evaluate",), **judged)
     run_here(
         "infer", ("inference",), input=str(data), output_dir=str(out), model_path=str(out / "model.pt"), progress=False
     )
@@ -108,11 +112,13 @@ def assert_equal_stores(found: Path, expected: Path) -> None:
 def test_flow_leaves_every_artefact_with_the_contract_kept(flow):
     items = json.loads((flow["data"] / "datalist.json").read_text())
     number = sum(len(items[split]) for split in ("training", "validation", "test"))
-    report = json.loads((flow["out"] / "report.json").read_text())
+    report = json.loads((flow["out"] / "evaluation" / "report.json").read_text())
     assert report["synthetic"] is True
-    assert set(report["controls"]) == {"single best frame", "shuffled order"}
+    assert report["controls"].keys() == QUESTIONS.keys()
+    assert report["absent_controls"] == {}
     assert report["model"]["num_sequences"] == len(items["test"])
-    assert "<svg" in (flow["out"] / "report.html").read_text()
+    assert "<svg" in (flow["out"] / "evaluation" / "report.html").read_text()
+    assert json.loads((flow["out"] / "evaluation" / "run.json").read_text())["workflow"] == "evaluate"
     with (flow["out"] / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == number
@@ -144,8 +150,15 @@ def test_cached_and_direct_predictions_agree(flow):
     predictions = json.loads((flow["out"] / "predictions.json").read_text())["predictions"]
     test = json.loads((flow["data"] / "datalist.json").read_text())["test"]
     named = {entry["image"]: entry for entry in predictions}
-    report = json.loads((flow["out"] / "report.json").read_text())
-    right = sum(named[item["image"]]["predicted"] == CLASSES["ffa_leak"][item["label"]] for item in test)
+    judged = json.loads((flow["out"] / "evaluation" / "predictions.json").read_text())["predictions"]
+    assert {entry["image"] for entry in judged} == {item["image"] for item in test}
+    for entry in judged:
+        direct = named[entry["image"]]
+        assert entry["frame_indices"] == direct["frame_indices"]
+        assert entry["probabilities"] == pytest.approx(direct["probabilities"], abs=2e-3)  # features are float16
+        assert entry["frame_weights"] == pytest.approx(direct["frame_weights"], abs=2e-3)
+    report = json.loads((flow["out"] / "evaluation" / "report.json").read_text())
+    right = sum(entry["predicted"] == CLASSES["ffa_leak"][entry["label"]] for entry in judged)
     assert right / len(test) == pytest.approx(report["model"]["accuracy"]["value"], abs=1e-6)
 
 
@@ -310,15 +323,16 @@ def test_network_of_the_bundle_verifies_against_metadata():
 
 
 def test_evaluating_before_training_or_with_another_datalist_is_refused(flow, tmp_path):
-    settings = {**places_of(flow), "output_dir": tmp_path, "features_dir": flow["out"] / "features", "max_epochs": 1}
-    absent = run_outside(tmp_path, "train", "evaluate", **settings, model_path=tmp_path / "model.pt")
+    settings = {**places_of(flow), "output_dir": tmp_path, "features_dir": flow["out"] / "features"}
+    absent = run_outside(tmp_path, "evaluate", **settings, model_path=tmp_path / "model.pt")
     assert absent.returncode == 1
     assert "model_path is" in absent.stderr.strip().splitlines()[-1]
     other = tmp_path / "other.json"
     other.write_text((flow["data"] / "datalist.json").read_text() + "\n")
-    done = run_outside(tmp_path, "train", "evaluate", **settings, model_path=flow["model"], datalist=other)
+    done = run_outside(tmp_path, "evaluate", **settings, model_path=flow["model"], datalist=other)
     assert done.returncode == 1
     assert "datalist_digest is" in done.stderr.strip().splitlines()[-1]
+    assert list(tmp_path.iterdir()) == [other]  # no control was trained
 
 
 def test_control_run_leaves_the_model_alone(flow, tmp_path):

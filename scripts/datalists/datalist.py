@@ -17,6 +17,7 @@ from scripts.keys import (
     IMAGE,
     LABEL,
     MULTILABEL,
+    ORDERED,
     PATIENT,
     SOURCE,
     SPLITS,
@@ -170,7 +171,11 @@ def task_of(path: Path, content: dict) -> Task | None:
         raise ValueError(bad_value(path, f"{TASK}.{CLASSES}", classes, "two or more different names"))
     if kind == BINARY and len(classes) != 2:  # type: ignore[arg-type]
         raise ValueError(bad_value(path, f"{TASK}.{CLASSES}", classes, "two names, since type is binary"))
-    return Task(kind, tuple(classes))  # type: ignore[arg-type]
+    ordered = task.get(ORDERED, False)
+    if not isinstance(ordered, bool) or (ordered and kind == MULTILABEL):
+        allowed = "true or false" if kind != MULTILABEL else "false: classes of a multilabel task exclude no other"
+        raise ValueError(bad_value(path, f"{TASK}.{ORDERED}", ordered, allowed))
+    return Task(kind, tuple(classes), ordered)  # type: ignore[arg-type]
 
 
 def _refuse_leaks(path: Path, content: dict[str, Any], real: dict[Path, Path]) -> None:

@@ -13,10 +13,14 @@ from scripts.sequences.frames import are_indices, are_times
 
 @dataclass(frozen=True)
 class Task:
-    """What is predicted: `type` is binary, multiclass or multilabel; `classes` names logit 0, 1, ..."""
+    """What is predicted: `type` is binary, multiclass or multilabel; `classes` names logit 0, 1, ...
+
+    They are `ordered` where they are grades, the first the lowest: then quadratic kappa is given too.
+    """
 
     type: str
     classes: tuple[str, ...]
+    ordered: bool = False
 
 
 def read_item(

@@ -99,6 +99,7 @@ def save_model(
         logger.info(f"a control (frames_shown {card['frames_shown']}): {model_path} is left as it is")
         return Path(model_path)
     head.load_state_dict(read_state(head_path))
+    card = {**card, "temperature": float(head.temperature)}  # type: ignore[arg-type]
     state = SequenceClassifier(encoder, head).state_dict()
     path = Path(model_path)
     path.parent.mkdir(parents=True, exist_ok=True)

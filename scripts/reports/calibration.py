@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import io
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from scipy import optimize, special
+from torch import nn
 
+from scripts.datalists.items import Task
 from scripts.errors import bad_value
-from scripts.keys import BINARY, MULTICLASS, MULTILABEL
+from scripts.features.batching import FeatureDataset
+from scripts.keys import BINARY, MULTICLASS, MULTILABEL, VALIDATION
+from scripts.networks.weights import read_state
 from scripts.reports.metrics import checked, score
 from scripts.reports.resampling import ECE, LOG_LOSS, NUM_BINS, Split, bins_of, decisions
+from scripts.training.classes import labels_of
+from scripts.training.outputs import logits_of
+from scripts.writing import write_file
+
+logger = logging.getLogger("angiography")
 
 TEMPERATURES = (0.05, 20.0)  # beyond these a model is not miscalibrated, its validation split says nothing
 NUM_SIMULATIONS = 200
@@ -75,6 +88,32 @@ def fit_temperature(
     for name in (LOG_LOSS, ECE):
         result[name] = {when: found[name]["value"] for when, found in scores.items()}
     return result | {"notes": notes}
+
+
+def calibrate(
+    head: nn.Module, head_path: str | Path, validation: FeatureDataset, task: Task, device: torch.device | str
+) -> None:
+    """Give the best head of a training its temperature, fitted on the validation split, and write it back.
+
+    Args:
+        head: of the architecture; takes the weights at `head_path`.
+        head_path: best.pt.
+        validation: the split that chose them.
+        task: type and classes.
+        device: where the head runs.
+    """
+    head.load_state_dict(read_state(head_path))
+    head.set_temperature(1.0)  # type: ignore[operator]
+    logits = logits_of(head, validation, device)
+    found = fit_temperature(logits, labels_of(validation), task.type, task.classes, VALIDATION)
+    head.set_temperature(found["temperature"])  # type: ignore[operator]
+    stream = io.BytesIO()
+    torch.save(head.state_dict(), stream)
+    write_file(Path(head_path), stream.getvalue())
+    before, after = (f"{found[LOG_LOSS][when]:.3f}" for when in ("before", "after"))
+    logger.info(
+        f"temperature {found['temperature']:.3f}, by the validation split: log loss {before} before, {after} after"
+    )
 
 
 def _log_loss(logits: np.ndarray, split: Split) -> float:

@@ -1,141 +1,233 @@
-"""The evaluation run: model and controls on a held-out split -> report.html, report.json and a table."""
+"""The evaluation run: a trained model, its controls, a held-out split -> report.html, report.json, predictions."""
 
-import platform
-from importlib.metadata import version
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
 
-from scripts.datalists.datalist import Task, datalist_digest
+from scripts.datalists.datalist import is_synthetic, labelled_split
+from scripts.datalists.items import Task
 from scripts.errors import bad_value
 from scripts.features.batching import FeatureDataset
-from scripts.keys import PATIENT, SOURCE
-from scripts.networks.card import HEAD, load_fitting, read_card
-from scripts.networks.weights import read_state
+from scripts.keys import (
+    CLASSES,
+    FRAME_INDICES,
+    FRAME_TIMES,
+    FRAME_WEIGHTS,
+    IMAGE,
+    LABEL,
+    ORDERED,
+    PATIENT,
+    SEQUENCE,
+    SOURCE,
+    SYNTHETIC,
+    TASK,
+    TRAINING,
+    TYPE,
+    VALIDATION,
+)
+from scripts.record import RUN, versions
+from scripts.reports.calibration import fit_temperature, probabilities_of
+from scripts.reports.judged import Judged, controls_of, open_model
 from scripts.reports.metrics import paired_difference, score
 from scripts.reports.page import summary_table, write_report
-from scripts.training.controls import labels_of, predict, single_best_frame
+from scripts.reports.predictions import AFTER_FRAME, NUM_FRAMES, PATIENT_NUMBER, PROBABILITIES, write_predictions
+from scripts.reports.resampling import SPECIFICITY
+from scripts.reports.subgroups import subgroup_scores
+from scripts.reports.thresholds import YOUDEN, at_thresholds, choose_thresholds
+from scripts.training.classes import labels_of
+from scripts.training.outputs import explained, logits_of
 
-RECORDED_PACKAGES = ("torch", "monai", "timm", "pydicom", "scikit-learn", "numpy")
+RULES = ((YOUDEN, None), (SPECIFICITY, 0.95))  # of the thresholds, with their targets
+COLUMNS = ("site", "device")  # of the datalist, by which scores are given where it has them
+OF_FRAMES = "number of frames"
+CURVES = ("train_loss", "val_likelihood")  # of what run.json has of each epoch
+RECORDED = ("encoder_name", "encoder_weights", "encoder_digest", "store_digest", "datalist_digest", "head_name", "seed")
 
 
 def evaluate(
     model_path: str | Path,
-    head: nn.Module,
-    shuffled_head: nn.Module,
-    shuffled_path: str | Path,
-    training: FeatureDataset,
-    validation: FeatureDataset,
-    test: FeatureDataset,
-    shuffled_test: FeatureDataset,
-    task: Task,
     datalist: str | Path,
-    output_dir: str | Path,
+    dataset_dir: str | Path,
+    features_dir: str | Path,
+    untrained_dir: str | Path,
+    report_dir: str | Path,
     split: str,
+    subgroups: Sequence[str],
     device: torch.device | str,
-    synthetic: bool,
-    seed: int = 0,
     num_resamples: int = 2000,
+    skip_missing: bool = False,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """Score a trained model beside its controls, write the report, print the table.
 
     Args:
         model_path: model.pt; its head is what is scored, on cached features.
-        head: of that architecture, takes the weights.
-        shuffled_head: the same architecture, trained on shuffled frames by the same recipe.
-        shuffled_path: its best checkpoint.
-        training, validation: fit and choose the single-frame control.
-        test: the held-out split.
-        shuffled_test: the same with frames shuffled.
-        task: type and classes.
-        datalist: where the splits come from.
-        output_dir: gets report.html and report.json.
-        split: name of the held-out split.
+        datalist: that the model was trained with; its splits `training` and `validation` train and choose the controls.
+        dataset_dir: what its paths are relative to.
+        features_dir: the feature store that the model was trained on.
+        untrained_dir: one made with an untrained encoder; where there is none, that control is left out.
+        report_dir: gets report.html, report.json, predictions.csv, predictions.json, and the controls' checkpoints.
+        split: the held-out one to score.
+        subgroups: columns of the datalist beside COLUMNS by whose values scores are given.
         device: where the heads run.
-        synthetic: label every number so.
-        seed: of the bootstrap.
-        num_resamples: of the bootstrap.
+        num_resamples, seed: of the intervals.
+        skip_missing: leave out sequences that the store does not hold, with a warning.
 
     Returns:
         What report.json holds, with the arrays.
+
+    Raises:
+        ValueError: the model is of other classes, another store or another list, before anything is trained; or a
+            split that cannot be scored.
     """
-    card = read_card(model_path)
-    if tuple(card["classes"]) != task.classes:
-        raise ValueError(
-            bad_value(model_path, "classes", ", ".join(card["classes"]), f"those of the datalist: {task.classes}")
-        )
-    for key, now, what in (
-        ("store_digest", test.store.digest, "the feature store it was trained on"),
-        ("datalist_digest", datalist_digest(datalist), "the datalist it was trained with"),
-    ):
-        if card.get(key) != now:
-            allowed = f"{str(card.get(key))[:16]}, {what}: another may hold exams that it has seen"
-            raise ValueError(bad_value(model_path, key, now[:16], allowed, "Train again with train.yaml."))
-    _refuse_shared(test, training, validation)
-    state = read_state(model_path)
-    load_fitting(head, {n.removeprefix(HEAD): t for n, t in state.items() if n.startswith(HEAD)}, Path(model_path))
-    shuffled_head.load_state_dict(read_state(shuffled_path))
-    labels = labels_of(test)
-    patients = [str(item.get(PATIENT, item[SOURCE])) for item in test.data]
-    alone, position = single_best_frame(training, validation, test, len(task.classes), task.type)
-    probabilities = predict(head, test, device, task.type)
-    controls = {
-        "single best frame": (
-            alone,
-            f"Logistic regression on one frame, at {position:.0%} of the run, chosen on the validation split.",
-        ),
-        "shuffled order": (
-            predict(shuffled_head, shuffled_test, device, task.type),
-            "The same network trained and tested on frames in random order, times left in place.",
-        ),
-    }
-    settings: dict[str, Any] = {"num_resamples": num_resamples, "seed": seed}
+    report_dir = Path(report_dir)
+    judged = open_model(model_path, datalist, dataset_dir, features_dir)
+    task = judged.task
+    items = {name: labelled_split(datalist, dataset_dir, name) for name in dict.fromkeys((TRAINING, VALIDATION, split))}
+    data = {name: FeatureDataset(found, judged.store, skip_missing=skip_missing) for name, found in items.items()}
+    _refuse_shared(data, split)
+    test = data[split]
+    labels, patients = labels_of(test), [str(item.get(PATIENT, item[SOURCE])) for item in test.data]
+    common: dict[str, Any] = {"num_resamples": num_resamples, "seed": seed}
+    named: dict[str, Any] = {"task_type": task.type, CLASSES: task.classes}
+
+    logits, weights, after_frames = explained(judged.head, test, device)
+    probabilities = probabilities_of(logits, task.type)
+    found, absent = controls_of(judged, data, split, Path(untrained_dir), report_dir / "controls", device)
     results = {
         "title": "Angiography sequence classification: evaluation",
-        "synthetic": synthetic,
-        "task": {"type": task.type, "classes": list(task.classes)},
+        SYNTHETIC: is_synthetic(datalist),
+        TASK: {TYPE: task.type, CLASSES: list(task.classes), ORDERED: task.ordered},
         "split": split,
         "labels": labels,
         "probabilities": probabilities,
         "patients": patients,
-        "model": score(labels, probabilities, task.type, task.classes, patients, **settings),
+        "model": score(labels, probabilities, task.type, task.classes, patients, ordered=task.ordered, **common),
         "controls": {
             name: {
-                "score": score(labels, found, task.type, task.classes, patients, **settings),
-                "difference": paired_difference(
-                    labels,
-                    probabilities,
-                    found,
-                    patients,
-                    task_type=task.type,
-                    classes=task.classes,
-                    **settings,
-                ),
+                "score": score(labels, other, task.type, task.classes, patients, ordered=task.ordered, **common),
+                "difference": paired_difference(labels, probabilities, other, patients, **named, **common),
                 "explanation": explanation,
             }
-            for name, (found, explanation) in controls.items()
+            for name, (other, explanation) in found.items()
         },
-        "provenance": _provenance(card),
+        "absent_controls": absent,
+        "subgroups": [
+            subgroup_scores(column, values, labels, probabilities, patients, **named, **common)
+            for column, values in groups_of(test, subgroups).items()
+        ],
+        **_chosen_on_validation(judged, data[VALIDATION], split, labels, probabilities, patients, device, common),
+        **_history(judged),
+        "provenance": _provenance(judged.card),
     }
-    path = write_report(Path(output_dir), results)
+    rows = _rows(test, probabilities, weights, after_frames, patients, task)
+    write_predictions(report_dir, rows, task.classes, [], task_type=task.type)
+    path = write_report(report_dir, results)
     print(summary_table(results))
     print(f"report: {path}")
     return results
 
 
-def _refuse_shared(test: FeatureDataset, *others: FeatureDataset) -> None:
+def groups_of(test: FeatureDataset, columns: Sequence[str]) -> dict[str, list[Any]]:
+    """What each sequence has in the columns by which scores are given, and its number of frames.
+
+    Raises:
+        ValueError: a column that no item has.
+    """
+    strange = [column for column in columns if not any(column in item for item in test.data)]
+    if strange:
+        there = sorted({name for item in test.data for name in item} - {IMAGE, SOURCE, SEQUENCE, PATIENT, LABEL})
+        allowed = f"a column of the datalist: {', '.join(there) or 'it has none beside image, label and patient'}"
+        raise ValueError(bad_value("configuration", "subgroups", strange[0], allowed))
+    given = [*(column for column in COLUMNS if any(column in item for item in test.data)), *columns]
+    found = {column: [item.get(column) for item in test.data] for column in dict.fromkeys(given)}
+    return {**found, OF_FRAMES: test.lengths.tolist()}
+
+
+def _chosen_on_validation(
+    judged: Judged,
+    validation: FeatureDataset,
+    split: str,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    patients: list[str],
+    device: torch.device | str,
+    common: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Temperature and thresholds, which the validation split chooses; not of a model that was trained on it too."""
+    if judged.refit:
+        note = "The model was trained on the validation split too, so no threshold is chosen there."
+        return {"notes": [note]}
+    task, known = judged.task, labels_of(validation)
+    logits = logits_of(judged.head, validation, device)
+    temperature = float(judged.head.temperature)  # type: ignore[arg-type]
+    found: dict[str, Any] = {}
+    if temperature != 1.0:
+        found["temperature"] = fit_temperature(logits * temperature, known, task.type, task.classes, VALIDATION)
+    stated = probabilities_of(logits, task.type)
+    chosen = [choose_thresholds(known, stated, task.type, task.classes, VALIDATION, *rule) for rule in RULES]
+    named: dict[str, Any] = {"task_type": task.type, CLASSES: task.classes, "split": split}
+    found["thresholds"] = [at_thresholds(rule, labels, probabilities, patients, **named, **common) for rule in chosen]
+    return found
+
+
+def _history(judged: Judged) -> dict[str, Any]:
+    """The learning curves, if the run.json beside the model is that of its training."""
+    path = judged.path.with_name(RUN)
+    try:
+        record = json.loads(path.read_text())
+        told = {name: record["recipe"][name] for name in ("store_digest", "datalist_digest", "head_name", "seed")}
+        if all(judged.card.get(name) == value for name, value in told.items()):
+            shown = {row["epoch"]: {k: v for k, v in row.items() if k in CURVES} for row in record["history"]}
+            return {"history": shown, "best_epoch": record["best_epoch"]}
+    except (OSError, ValueError, KeyError, TypeError):  # absent, or another program's
+        pass
+    return {}
+
+
+def _rows(
+    test: FeatureDataset,
+    probabilities: np.ndarray,
+    weights: Sequence[np.ndarray],
+    after_frames: Sequence[torch.Tensor],
+    patients: Sequence[str],
+    task: Task,
+) -> list[dict[str, Any]]:
+    """What predictions.csv and predictions.json say of each sequence; of its patient only a number of this list's."""
+    numbers = {patient: number for number, patient in enumerate(dict.fromkeys(patients))}
+    rows = []
+    for n, item in enumerate(test.data):
+        stored = test.plain(n)
+        rows.append(
+            {
+                SEQUENCE: item.get(SEQUENCE, item[SOURCE]),
+                IMAGE: item[SOURCE],
+                PATIENT_NUMBER: numbers[patients[n]],
+                LABEL: item[LABEL],
+                NUM_FRAMES: len(stored.features),
+                PROBABILITIES: probabilities[n],
+                FRAME_INDICES: stored.frame_indices.tolist(),
+                FRAME_TIMES: stored.frame_times_ms.double().numpy().round(3),
+                FRAME_WEIGHTS: weights[n],
+                AFTER_FRAME: probabilities_of(after_frames[n].numpy(), task.type),
+            }
+        )
+    return rows
+
+
+def _refuse_shared(data: Mapping[str, FeatureDataset], split: str) -> None:
     """Refuse a held-out exam whose very bytes are in another split under another name."""
+    others = [data[name] for name in data if name != split]
     seen = {key: item[SOURCE] for other in others for key, item in zip(other.keys, other.data, strict=True)}
-    for key, item in zip(test.keys, test.data, strict=True):
+    for key, item in zip(data[split].keys, data[split].data, strict=True):
         if key in seen:
             raise ValueError(bad_value(item[SOURCE], "content", f"that of {seen[key]}", "an exam of one split only"))
 
 
-def _provenance(card: dict[str, Any]) -> dict[str, str]:
+def _provenance(card: Mapping[str, Any]) -> dict[str, str]:
     """What the numbers were made with; nothing of a patient or a place."""
-    kept = ("encoder_name", "encoder_weights", "encoder_digest", "store_digest", "datalist_digest", "seed")
-    record = {name: str(card[name]) for name in kept if name in card}
-    record |= {"python": platform.python_version(), "machine": platform.machine()}
-    return record | {package: version(package) for package in RECORDED_PACKAGES}
+    return {name: str(card[name]) for name in RECORDED if name in card} | versions()

@@ -31,6 +31,7 @@ from scripts.writing import write_file
 
 FORMULA_STARTS = ("=", "+", "-", "@")  # a spreadsheet would run the cell: OWASP, CSV injection
 NUM_FRAMES = "num_frames"
+PATIENT_NUMBER = "patient_number"  # tells the patients of one file apart and says nothing else of them
 PROBABILITIES = "probabilities"
 AFTER_FRAME = "probabilities_after_frame"  # had the sequence ended there; JSON only
 PER_FRAME = (FRAME_INDICES, FRAME_TIMES, FRAME_WEIGHTS, AFTER_FRAME)
@@ -52,7 +53,8 @@ def write_predictions(
         output_dir: made if it is not there.
         rows: per sequence `sequence`, `image` (its path in the list), `num_frames`, `probabilities` (K,), and
             of each used frame `frame_indices`, `frame_times_ms` (NaN = unknown), `frame_weights`,
-            `probabilities_after_frame` (K,), any of which may be empty or left out; `label` where it is known.
+            `probabilities_after_frame` (K,), any of which may be empty or left out; `label` and `patient_number`
+            where they are known.
         classes: K names.
         failures: `image` and `reason` of each sequence that could not be used.
         task_type: binary, multiclass or multilabel; decides what `predicted` holds.
@@ -99,9 +101,7 @@ def entry(row: Mapping[str, Any], classes: Sequence[str], task_type: str) -> dic
         PROBABILITIES: probabilities.tolist(),
         **per_frame,
     }
-    if row.get(LABEL) is not None:
-        result[LABEL] = plain(row[LABEL])
-    return result
+    return result | {key: plain(row[key]) for key in (LABEL, PATIENT_NUMBER) if row.get(key) is not None}
 
 
 def listed(values: Any) -> list[Any]:
@@ -110,35 +110,27 @@ def listed(values: Any) -> list[Any]:
 
 
 def csv_text(entries: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> str:
-    """The table: one line per sequence, one column per class."""
+    """The table: one line per sequence, one column per class; and one of labels, where any is known."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    columns = [safe_cell(f"probability_{name}") for name in classes]
-    writer.writerow(
-        [
-            SEQUENCE,
-            IMAGE,
-            NUM_FRAMES,
-            PREDICTED,
-            *columns,
-            "most_weighted_frame",
-            "most_weighted_frame_time_ms",
-        ]
-    )
+    labelled = any(LABEL in row for row in entries)
+    columns = [LABEL] * labelled + [safe_cell(f"probability_{name}") for name in classes]
+    frame = ("most_weighted_frame", "most_weighted_frame_time_ms")
+    writer.writerow([SEQUENCE, IMAGE, NUM_FRAMES, PREDICTED, *columns, *frame])
     for row in entries:
         predicted = row[PREDICTED] if isinstance(row[PREDICTED], str) else "|".join(row[PREDICTED])
-        probabilities = [f"{value:.6f}" for value in row[PROBABILITIES]]
-        writer.writerow(
-            [
-                safe_cell(row[SEQUENCE]),
-                safe_cell(row[IMAGE]),
-                row[NUM_FRAMES],
-                safe_cell(predicted),
-                *probabilities,
-                *most_weighted_frame(row),
-            ]
-        )
+        cells = [safe_cell(label_text(row.get(LABEL), classes))] * labelled
+        cells += [f"{value:.6f}" for value in row[PROBABILITIES]]
+        told = [safe_cell(row[SEQUENCE]), safe_cell(row[IMAGE]), row[NUM_FRAMES], safe_cell(predicted)]
+        writer.writerow([*told, *cells, *most_weighted_frame(row)])
     return buffer.getvalue()
+
+
+def label_text(label: int | Sequence[int] | None, classes: Sequence[str]) -> str:
+    """The label's class, or its classes joined by `|`; a class of which it is not known has a question mark."""
+    if not isinstance(label, Sequence):
+        return "" if label is None else classes[label]
+    return "|".join(name + "?" * (value < 0) for name, value in zip(classes, label, strict=True) if value)
 
 
 def most_weighted_frame(row: Mapping[str, Any]) -> tuple[str, str]:
