@@ -58,6 +58,14 @@ def test_list_of_a_fold_reads_back_as_its_exams(tmp_path):
     assert len(labelled_split(path, tmp_path, "validation")) == 1
 
 
+def test_grades_stay_grades_in_the_list_of_a_fold(tmp_path):
+    write_features(tmp_path, {"training": 6})
+    changed(tmp_path, lambda content: content["task"].update(ordered=True))
+    path = tmp_path / "fold.json"
+    path.write_text(found(tmp_path).datalist(training=[0, 1]))
+    assert read_task(path, tmp_path).ordered
+
+
 def test_exam_without_a_patient_is_its_own(tmp_path):
     write_features(tmp_path, {"training": 6})
     changed(tmp_path, lambda content: [item.pop(PATIENT) for item in content["training"][:3]])

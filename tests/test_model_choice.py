@@ -75,7 +75,7 @@ def test_final_training_writes_the_chosen_model_with_its_temperature(tmp_path):
     assert card["refit"]["epochs"] == results["candidates"][0]["epochs"]
     found = weights(out / "model.pt")["head.temperature"]
     torch.testing.assert_close(found, torch.tensor(results["temperature"]["temperature"]))
-    assert f"--head_name {card['head_name']} --learning_rate 0.01" in text
+    assert f"model: {out / 'model.pt'}, trained on training and validation for" in text
 
 
 def test_failing_folds_are_told_at_the_end_and_choose_no_model(tmp_path, monkeypatch):

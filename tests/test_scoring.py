@@ -82,6 +82,13 @@ def test_search_in_which_everything_failed_has_no_choice_and_no_numbers(exams):
     assert found["candidates"][0]["epochs"] is None
 
 
+def test_grades_have_a_quadratic_kappa(exams):
+    for task in (GRADES, Task("multiclass", GRADES.classes, ordered=True)):
+        graded = exams_of(exams.labels, task)
+        (entry,) = score_candidates([candidate_of(graded, 1.0, 1)], graded, 100)["candidates"]
+        assert ("quadratic_kappa" in entry["scores_all"]) == task.ordered
+
+
 def test_unknown_labels_of_multilabel_count_nowhere():
     labels = np.random.default_rng(0).integers(-1, 2, size=(60, 3))
     exams = exams_of(labels, Task("multilabel", GRADES.classes))

@@ -68,6 +68,7 @@ def test_fold_is_the_training_of_train_yaml(setting, tmp_path):
         train(output, **places, max_epochs=2, head_name="gru", learning_rate=0.01)
         head = make_head("gru", 64, 3, hidden_size=8).eval()
         head.load_state_dict(weights(output / "checkpoints" / "best.pt"))
+        head.set_temperature(1.0)  # what the validation split makes of it comes after the fold
         held_out = FeatureDataset(exams.select(fold.held_out), part(workflow, "store"))
         with torch.inference_mode():
             alone = [head(item["features"][None], None, item["frame_times_ms"][None])[0].numpy() for item in held_out]
@@ -169,7 +170,7 @@ def test_features_that_are_not_finite_fail_each_fold_where_they_are_met(tmp_path
     monkeypatch.setattr(searching, "FeatureDataset", Broken)
     (candidate,) = setting.search(GRID[:1])
     assert len(candidate.failures) == 3
-    assert f"held-out part: logits is not finite for {len(broken)} of {len(broken)} exams" in candidate.failures[0]
+    assert f"logits is not finite for {len(broken)} of {len(broken)} sequences" in candidate.failures[0]
     assert "epoch 1, batch with" in candidate.failures[1] and "loss is nan" in candidate.failures[1]
     assert "val_likelihood is 0.0 in every epoch" in candidate.failures[2]  # they are its validation split
     assert not (tmp_path / "folds").exists()

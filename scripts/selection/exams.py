@@ -17,6 +17,7 @@ from scripts.keys import (
     ENTRY,
     LABEL,
     MULTILABEL,
+    ORDERED,
     PATIENT,
     SEQUENCE,
     SOURCE,
@@ -54,8 +55,8 @@ class Exams:
 
     def datalist(self, **splits: Sequence[int] | np.ndarray) -> str:
         """The JSON of a datalist with the exams at these positions in each split."""
-        content: dict[str, Any] = {TASK: {TYPE: self.task.type, CLASSES: list(self.task.classes)}}
-        content[SYNTHETIC] = self.synthetic
+        task = {TYPE: self.task.type, CLASSES: list(self.task.classes), ORDERED: self.task.ordered}
+        content: dict[str, Any] = {TASK: task, SYNTHETIC: self.synthetic}
         for split, positions in splits.items():
             content[split] = [{**self.items[n], LABEL: self._label(n)} for n in positions]
         return json.dumps(content)

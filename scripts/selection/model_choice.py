@@ -102,6 +102,5 @@ def choose(
             {**recipe, **chosen["settings"]}, chosen["epochs"], temperature["temperature"], workflow, exams, summary
         )
         said.append(f"model: {model}, trained on training and validation for {chosen['epochs']} epochs")
-        given = " ".join(f"--{name} {value}" for name, value in chosen["settings"].items())
-        said.append(f"judge it by evaluate.yaml, with the same recipe: {given}")
+        said.append("judge it by configs/evaluate.yaml, on the test split")
     return "\n".join(said), not any(candidate.failures for candidate in candidates)

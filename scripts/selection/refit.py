@@ -42,6 +42,7 @@ def refit(
             **{name: part(workflow, name) for name in SHARED},
             "datalist": str(datalist),
             "checkpoint_dir": str(Path(part(workflow, "output_dir")) / "refit"),
+            "calibrate": False,  # the temperature is that of the predictions out of fold
             "resume": False,
             "train::trainer::max_epochs": epochs,  # max_epochs itself stays the length of the schedule
             # The engines want a validation: once, after the last epoch, of what was trained on, and named so.

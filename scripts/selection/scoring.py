@@ -63,7 +63,8 @@ def score_candidates(
         }
         if len(labels):
             probabilities = probabilities_of(logits, task.type)
-            entry["scores_all"] = score(labels, probabilities, task.type, task.classes, patients, **options)
+            data = (labels, probabilities, task.type, task.classes, patients)
+            entry["scores_all"] = score(*data, **options, ordered=task.ordered)
             entry["scores"] = {name: entry["scores_all"][name] for name in SHOWN}
         else:
             entry["scores"] = {name: {"value": None, "low": None, "high": None} for name in SHOWN}

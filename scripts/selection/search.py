@@ -12,20 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from monai.bundle import ConfigParser, ConfigWorkflow
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from scripts.errors import bad_value
-from scripts.features.batching import FeatureDataset, collate_sequences
+from scripts.features.batching import FeatureDataset
 from scripts.keys import TEST, TRAINING, VALIDATION
 from scripts.overrides import our_error
 from scripts.selection.exams import Exams
 from scripts.selection.folds import Fold
-from scripts.training.engine import prepare_batch
+from scripts.training.outputs import logits_of
 from scripts.training.threads import AUTO
-from scripts.training.workflow import RECIPE, Trained, part, train
+from scripts.training.workflow import RECIPE, part, train
 from scripts.writing import write_file
 
 logger = logging.getLogger("angiography")
@@ -129,33 +126,13 @@ def _train(overrides: Mapping[str, Any], datalist: str, held_out: FeatureDataset
             "best_epoch": trained.best_epoch,
             "num_threads": trained.num_threads,
             "warnings": warned,
-            "logits": logits_of(trained, held_out).tolist(),
+            "logits": logits_of(trained.head, held_out, part(trained.workflow, "device")).tolist(),
         }
 
 
 def named(settings: Mapping[str, Any]) -> str:
     """A candidate's name: its values."""
     return ", ".join(str(value) for value in settings.values())
-
-
-@torch.inference_mode()
-def logits_of(trained: Trained, dataset: FeatureDataset) -> np.ndarray:
-    """Logits (N, K) float64 of a dataset by a trained head.
-
-    Raises:
-        ValueError: one is not finite.
-    """
-    device = torch.device(part(trained.workflow, "device"))
-    out = []
-    for batch in DataLoader(dataset, part(trained.workflow, "batch_size"), collate_fn=collate_sequences):
-        features, _, _, others = prepare_batch(batch, device)
-        out.append(trained.head(features, **others).cpu())
-    logits = torch.cat(out).to(torch.float64)
-    if not logits.isfinite().all():
-        found = f"not finite for {int((~logits.isfinite()).any(dim=1).sum())} of {len(logits)} exams"
-        way_out = "Lower the learning rate, or look at the features."
-        raise ValueError(bad_value("held-out part", "logits", found, "finite numbers", way_out))
-    return logits.numpy()
 
 
 @contextmanager

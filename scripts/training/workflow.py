@@ -76,7 +76,8 @@ def train(
         overrides: as `open_workflow` takes them.
         overlays: likewise.
         finalize: also write model.pt, its card and run.json.
-        temperature: that the head divides logits by from now on, if it is known from elsewhere.
+        temperature: that the head divides logits by from now on, if it is known from elsewhere; `calibrate` is then
+            to be False, as it would choose another.
     """
     num_threads, paths = torch.get_num_threads(), list(sys.path)
     workflow = open_workflow(overrides, *overlays)
