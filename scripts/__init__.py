@@ -73,7 +73,10 @@ Imports point from the end of this list to its beginning, never back.
       measure      network, shape of its input -> peak bytes and FLOPs of a step that is not run
       tracking     a step that runs -> what it held and computed, by the same names
       search       workload, bytes that are free -> the way to train it with the least extra FLOPs
-      plan         network, budget -> table, YAML for finetune.yaml, largest input that fits
+      subjects     name of a network or config -> workload
+      budget       24GB, a card's name -> bytes that a step may hold
+      plan         workload, budget -> table, YAML for finetune.yaml, largest input that fits
+      tables       the plan command -> its text; tables of docs/memory.md
 
     store/         features on disk, by key
       files        bytes -> a file of the store, whole or absent
@@ -115,7 +118,8 @@ Imports point from the end of this list to its beginning, never back.
       handlers     events of the engines -> randomness of an epoch, its loss, its end, progress, tracking
       checkpoints  engines after an epoch -> best.pt, and the state that an interrupted run goes on from
       workflow     overrides -> a head trained by configs/train.yaml in this process
-      controls     store, labels -> probabilities of the model, of one frame alone
+      outputs      head, sequences -> logits, what each frame had to do with them
+      controls     recipe of a model -> heads without order, time or a trained encoder; one frame alone
 
     reports/       logits -> numbers, pictures
       ranking      probabilities of one class -> areas, sensitivity at a specificity, in every resample
@@ -132,6 +136,7 @@ Imports point from the end of this list to its beginning, never back.
       page         scores -> report.html, report.json, table
       predictions  rows -> predictions.csv, predictions.json
       inference    engine output -> rows
+      judged       model.pt, store, list -> the model, checked; what its controls make of a split
       evaluation   model, controls, held-out split -> report
 
     selection/     one recipe of several

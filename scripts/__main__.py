@@ -242,6 +242,19 @@ class Commands:
         names, rates = _listed(heads), _listed(learning_rates)
         _finish(*choose("sweep", names, rates, folds, repeats, num_resamples, refit, recipe))
 
+    def compare(self, a: str, b: str, num_resamples: int = 2000, seed: int = 0) -> None:
+        """Compare two models on the same sequences: paired differences, and DeLong's test of each class's AUROC.
+
+        Args:
+            a: folder of an evaluation, output_dir/evaluation of evaluate.yaml.
+            b: another one, of the same split.
+            num_resamples: patients drawn with replacement, for the 95 % intervals.
+            seed: of those draws.
+        """
+        from scripts.reports.comparison import compare_reports
+
+        print(compare_reports(a, b, num_resamples, seed))
+
     def weights(self, name: str, models_dir: str = "models", source: str | None = None) -> None:
         """Make or download named encoder weights, verify them and print their digest.
 
@@ -254,6 +267,43 @@ class Commands:
 
         path, digest = fetch(name, models_dir, source)
         print(f"{path}\ndigest {digest}\n{NAMED[name].origin}\nlicence: {NAMED[name].licence}")
+
+    def plan(
+        self,
+        config: str | None = None,
+        network: str | None = None,
+        shape: str | tuple[int, ...] | None = None,
+        budget: str | int = "24GB",
+        options: dict | None = None,
+        optimizer: str = "adamw",
+        amp: bool = True,
+        splittable: bool = True,
+        everything: bool = False,
+        largest: str | None = None,
+        table: str | None = None,
+    ) -> None:
+        """Say what training needs and how it fits, without a GPU: micro-batches, what is computed again, at what cost.
+
+        A step is simulated on tensors without data. Prints a table of what was tried, and the knobs for
+        configs/finetune.yaml. Exit status 1 if nothing fits.
+
+        Args:
+            config: a training workflow, such as configs/finetune.yaml, whose network and batch are planned for.
+            network: instead, a timm backbone with a GRU head, or a class such as monai.networks.nets.UNet.
+            shape: of a batch for that network: B,T,3,H,W or B,C,D,H,W; B is the batch of one optimizer step.
+            budget: 24GB, 24GiB, a card such as rtx-4090, or here: the card of this machine.
+            options: further arguments of the network, as {name: value}.
+            optimizer: adamw, adam, sgd or sgd_momentum.
+            amp: half precision by autocast.
+            splittable: false where micro-batches change the result, as with a loss over pairs.
+            everything: also simulate what cannot be the best, to show it beside it.
+            largest: batch, frames, image or volume: print the largest that fits instead.
+            table: hardware or scenarios: print that table of docs/memory.md instead.
+        """
+        from scripts.memory.tables import run_plan
+
+        asked = {"optimizer": optimizer, "amp": amp, "splittable": splittable}
+        _finish(*run_plan(config, network, shape, budget, options, asked, everything, largest, table))
 
     def demo(self, output_dir: str = "demo", num_patients: int = 120, seed: int = 0) -> None:
         """Run everything on synthetic exams: make, cache, train, evaluate, predict. Takes a few minutes.

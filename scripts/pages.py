@@ -1,6 +1,6 @@
 """Numbers -> a self-contained HTML page: the templates of reports and checks, filled in one way."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,3 +29,9 @@ def fill(template: Path, filters: dict[str, Callable], **values: Any) -> str:
 def counted(number: int, noun: str) -> str:
     """A count with its noun, "1 patient", "2 patients"."""
     return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines of text with columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -11,8 +11,10 @@ from scipy import stats
 from sklearn.metrics import roc_auc_score
 
 from scripts.keys import BINARY, CLASSES, MULTICLASS, MULTILABEL
-from scripts.reports.comparison import REPEATED, SEVERAL, auroc_covariance, compare_runs, delong
+from scripts.reports.comparison import REPEATED, SEVERAL, auroc_covariance, compare_reports, compare_runs, delong
 from scripts.reports.metrics import paired_difference, score
+from scripts.reports.predictions import PATIENT_NUMBER, write_predictions
+from tests.conftest import assert_message
 
 
 def correlated(rng, num=80, strength=(1.2, 0.9), decimals=12):
@@ -153,3 +155,59 @@ def test_split_of_one_sequence_is_compared_without_errors():
     assert found["overall"]["accuracy"]["value"] == 1
     assert found["overall"]["macro_auroc"]["value"] is None
     json.dumps(found, allow_nan=False)
+
+
+# --- two evaluations on disk ---
+
+
+def judged(folder, labels, probabilities, patients):
+    """What evaluate.yaml leaves of predictions."""
+    names = [f"exams/{n}.dcm" for n in range(len(labels))]
+    rows = [
+        {
+            "sequence": name,
+            "image": name,
+            "num_frames": 4,
+            "label": label,
+            "probabilities": row,
+            PATIENT_NUMBER: patient,
+        }
+        for name, label, row, patient in zip(names, labels.tolist(), probabilities, patients, strict=True)
+    ]
+    write_predictions(folder, rows, ["a", "b", "c"], [], task_type=MULTICLASS)
+    return folder
+
+
+def test_two_evaluations_are_compared_by_sequence_whatever_their_order(tmp_path):
+    labels, a, b, patients = runs()
+    first = judged(tmp_path / "first", labels, a, patients)
+    second = judged(tmp_path / "second", labels, b, patients)
+    content = json.loads((second / "predictions.json").read_text())
+    content["predictions"].reverse()
+    (second / "predictions.json").write_text(json.dumps(content))
+    lines = compare_reports(first, second, num_resamples=50).splitlines()
+    wanted = compare_runs(labels, a, b, patients, task_type=MULTICLASS, classes=["a", "b", "c"], num_resamples=50)
+    accuracy = wanted["overall"]["balanced_accuracy"]
+    (line,) = (line for line in lines if line.startswith("Balanced accuracy"))
+    assert line.split()[2:5] == [f"{accuracy['a']:.3f}", f"{accuracy['b']:.3f}", f"{accuracy['value']:+.3f}"]
+    assert sum(line.startswith("AUROC of") for line in lines) == 3
+
+
+@pytest.mark.parametrize("what", ["absent", "not JSON", "inference", "other sequences", "other labels"])
+def test_evaluations_that_cannot_be_compared_are_refused_with_the_reason(tmp_path, what):
+    labels, a, _, patients = runs()
+    first, second = (judged(tmp_path / name, labels, a, patients) for name in ("first", "second"))
+    path = second / "predictions.json"
+    content = json.loads(path.read_text())
+    if what == "inference":
+        del content["predictions"][0]["label"]
+    elif what == "other sequences":
+        content["predictions"] = content["predictions"][1:]
+    elif what == "other labels":
+        content["predictions"][0]["label"] = (content["predictions"][0]["label"] + 1) % 3
+    path.write_text("not" if what == "not JSON" else json.dumps(content))
+    if what == "absent":
+        path.unlink()
+    with pytest.raises((ValueError, FileNotFoundError)) as refused:
+        compare_reports(first, second, num_resamples=10)
+    assert_message(refused.value)

@@ -1,18 +1,24 @@
-"""Probabilities of two runs on the same sequences -> their paired differences, and DeLong's test of the AUROC."""
+"""Two runs on the same sequences -> their paired differences, and DeLong's test of the AUROC; as a table."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from scripts.keys import BINARY
+from scripts.errors import bad_value
+from scripts.keys import BINARY, CLASSES, IMAGE, LABEL, TASK, TYPE
+from scripts.pages import aligned, counted
 from scripts.reports.intervals import CONFIDENCE, Intervals
 from scripts.reports.metrics import checked, missing
+from scripts.reports.predictions import PATIENT_NUMBER, PROBABILITIES
 from scripts.reports.resampling import AUROC, patient_draws, resampled
+from scripts.reports.wording import number_of, p_value_of, text_of, title_of
 
 LOWER_IS_BETTER = ("brier", "ece", "log_loss")
 REPEATED = (
@@ -132,3 +138,57 @@ def auroc_covariance(positive: np.ndarray, scores: np.ndarray) -> tuple[np.ndarr
     if min(num_positives, num_negatives) < 2:
         return above.mean(axis=1), np.full((len(scores), len(scores)), np.nan)
     return above.mean(axis=1), np.cov(above) / num_positives + np.cov(below) / num_negatives
+
+
+def compare_reports(folder_a: str | Path, folder_b: str | Path, num_resamples: int = 2000, seed: int = 0) -> str:
+    """The table of two evaluations of the same split, each a folder as evaluate.yaml leaves it.
+
+    Raises:
+        FileNotFoundError: a folder without predictions.json.
+        ValueError: they are of other sequences, labels or classes.
+    """
+    found = [_judged(Path(folder)) for folder in (folder_a, folder_b)]
+    (task, rows_a), (other, rows_b) = found
+    if task != other or rows_a.keys() != rows_b.keys():
+        both = len(rows_a.keys() & rows_b.keys())
+        said = f"{both} of {len(rows_a)} and {len(rows_b)} sequences in common" if task == other else "another task"
+        raise ValueError(bad_value(folder_b, "predictions", said, f"the sequences and the task of {folder_a}"))
+    odd = [name for name, row in rows_a.items() if row[LABEL] != rows_b[name][LABEL]]
+    if odd:
+        raise ValueError(bad_value(f"{folder_b}: {odd[0]}", LABEL, rows_b[odd[0]][LABEL], f"{rows_a[odd[0]][LABEL]}"))
+    a, b = ([rows[name][PROBABILITIES] for name in rows_a] for rows in (rows_a, rows_b))
+    labels, patients = ([row[key] for row in rows_a.values()] for key in (LABEL, PATIENT_NUMBER))
+    options: dict[str, Any] = {"num_resamples": num_resamples, "seed": seed}
+    compared = compare_runs(labels, a, b, patients, task_type=task[TYPE], classes=task[CLASSES], **options)
+    return comparison_table(compared, folder_a, folder_b)
+
+
+def _judged(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Task and, by sequence, what an evaluation predicted."""
+    path = folder / "predictions.json"
+    if not path.is_file():
+        way_out = "Make one: python -m monai.bundle run --config_file configs/evaluate.yaml"
+        raise FileNotFoundError(bad_value(folder, path.name, "absent", "a folder that evaluate.yaml left", way_out))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        task, rows = content[TASK], {row[IMAGE]: row for row in content["predictions"]}
+        whole = all(row.keys() >= {LABEL, PATIENT_NUMBER, PROBABILITIES} for row in rows.values())
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(bad_value(path, "content", "not that of an evaluation", "what evaluate.yaml writes"))
+    return task, rows
+
+
+def comparison_table(compared: Mapping[str, Any], folder_a: str | Path, folder_b: str | Path) -> str:
+    """What `compare_runs` found, as text: overall, then each class's AUROC with DeLong's p."""
+    table = [("", "A", "B", "A minus B", "p, DeLong")]
+    for metric, entry in compared["overall"].items():
+        named = title_of(metric) + " (lower is better)" * (metric in compared["lower_is_better"])
+        table.append((named, number_of(entry["a"]), number_of(entry["b"]), text_of(entry, signed=True), ""))
+    for name, entry in compared["per_class"].items():
+        values = (number_of(entry["a"]), number_of(entry["b"]), text_of(entry, signed=True))
+        table.append((f"AUROC of {name}", *values, p_value_of(entry["delong"]["p_value"])))
+    sequences, patients = counted(compared["num_sequences"], "sequence"), counted(compared["num_patients"], "patient")
+    counts = f"{sequences} of {patients}; brackets hold paired 95 % intervals"
+    return "\n".join([f"A: {folder_a}", f"B: {folder_b}", counts, *aligned(table), *compared["notes"]])

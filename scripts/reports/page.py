@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from scripts.errors import bad_value
 from scripts.keys import BINARY, CLASSES, MULTICLASS, MULTILABEL, TASK, TYPE
-from scripts.pages import counted, fill
+from scripts.pages import aligned, counted, fill
 from scripts.reports import charts, plots, wording
 from scripts.reports.calibration import reliability
 from scripts.reports.metrics import OVERALL_METRICS
@@ -94,11 +94,9 @@ def summary_table(results: Mapping[str, Any]) -> str:
     for row in compared(results):
         difference = "" if row["difference"] is None else text_of(row["difference"], signed=True)
         table.append((row["name"], text_of(row[BALANCED_ACCURACY]), text_of(row[MACRO_AUROC]), difference))
-    widths = [max(len(line[column]) for line in table) for column in range(4)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in table]
     words = [f"{found['question']} {found['verdict']}." for found in findings(results)]
     words += [f"{name}: {why}" for name, why in results.get("absent_controls", {}).items()]
-    return "\n".join([heading, counts, *(line.rstrip() for line in lines), *words])
+    return "\n".join([heading, counts, *aligned(table), *words])
 
 
 def compared(results: Mapping[str, Any]) -> list[dict[str, Any]]:
