@@ -108,6 +108,7 @@ Imports point from the end of this list to its beginning, never back.
       verification   store -> whether it still is what was written
       readme       exported store -> its README
       export       store, datalist -> a folder to train from without images
+      commands     the store commands of the command line
 
     training/      what the engines need
       threads      head, batch -> the number of CPU threads that trains it fastest
