@@ -26,6 +26,7 @@ from scripts.errors import bad_value
 _LONGEST = 12  # operators of a recipe: keeps a ViT's residual stream at every second block
 _SOON = 8  # saved tensors: from a convolution through its norm and activation to the next
 _STEP = 3  # forward and backward together cost that many forward passes
+_LARGE = 1 << 20  # bytes worth giving back within a forward pass
 _WAY_OUT = "Use kind blocks."
 _aten = torch.ops.aten
 _BATCH_NORMS = {_aten.native_batch_norm, _aten.cudnn_batch_norm, _aten.miopen_batch_norm}  # 5: training; 3, 4: running
@@ -55,6 +56,7 @@ class _Value:
         "flops",
         "kept",
         "nbytes",
+        "pinned",
         "recipe",
         "started_from",
         "steps",
@@ -67,7 +69,7 @@ class _Value:
         self.started_from: frozenset[_Value] = frozenset()
         self.dependents: weakref.WeakSet[_Value] = weakref.WeakSet()
         self.fixed: Tensor | None = None
-        self.kept = False
+        self.kept = self.pinned = False
         self.type: torch.dtype | None = None
         self.uses: list[int] = []
         self.nbytes, self.steps, self.flops = nbytes, 0, 0
@@ -130,6 +132,7 @@ class Recipes(TorchDispatchMode):
         self.flops_per_value, self.extra_flops = flops_per_value, extra_flops
         self.flops = self.flops_again = 0
         self.values: Any = WeakIdKeyDictionary()  # storage -> _Value; no entry: made elsewhere and kept there
+        self.empty: Any = WeakIdKeyDictionary()  # storage -> _Value that is computed again when an operator takes it
         self.saved = 0
         self.recent: dict[_Value, Tensor] = {}  # computed again, and about to be asked for once more
 
@@ -141,6 +144,9 @@ class Recipes(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self.hooks.__exit__(*error)
+        for storage, value in list(self.empty.items()):  # still named by somebody: an output, a hook's list
+            if storage.device.type != "meta":  # a fake one: its operators are cached with the storage, and leak it
+                self._refill(torch.empty(0, dtype=value.type, device=storage.device).set_(storage))
         self.values.clear()  # recipes that nothing saved would hold their sources
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -148,6 +154,9 @@ class Recipes(TorchDispatchMode):
         nature = _nature(func)
         if nature.is_view:
             return func(*args, **kwargs)
+        taken = [tensor for tensor in tree_iter((args, kwargs)) if _storage(tensor) is not None]
+        for tensor in taken:
+            self._refill(tensor)
         count = flop_registry.get(func.overloadpacket)
         value = self._repeatable(func, args, kwargs, nature) if nature.repeatable else None
         for index in nature.written:
@@ -161,7 +170,29 @@ class Recipes(TorchDispatchMode):
         self.flops += flops
         if value is not None:
             self._write_down(value, flops, result)
+        if (count is not None or len(taken) > 1) and not nature.written:
+            for tensor in taken:
+                self._empty(tensor)
         return result
+
+    def _empty(self, tensor: Tensor) -> None:
+        """Give back the memory of a value that has a recipe: the caller may name it long after its last use."""
+        made = self._made(tensor)
+        if made is not None and made.recipe and not made.pinned and made.nbytes >= _LARGE:
+            storage = tensor.untyped_storage()
+            if storage not in self.empty:
+                self.empty[storage] = made
+                _resize(tensor, 0)
+
+    def _refill(self, tensor: Tensor) -> None:
+        value = self.empty.pop(tensor.untyped_storage(), None)
+        if value is None:
+            return
+        with torch.no_grad(), torch._C._DisableAutocast():
+            again = self._again(value, self.saved)
+            _resize(tensor, value.nbytes)
+            size = (value.nbytes // again.element_size(),)
+            torch.as_strided(tensor, size, (1,), 0).copy_(torch.as_strided(again, size, (1,), 0))
 
     def _repeatable(self, func: Any, args: Any, kwargs: Any, nature: "_Nature") -> _Value | None:
         """The result's recipe, if its inputs allow one; written down before an operator in place overwrites them."""
@@ -214,6 +245,8 @@ class Recipes(TorchDispatchMode):
     def _placed(self, tensor: Tensor) -> _Place | _Held:
         made = self._made(tensor)
         if made is None or made.recipe is None or tensor.dtype != made.type or tensor.is_conj():
+            if made is not None:
+                made.pinned = True
             return _Held(tensor)
         return _Place(made, tensor)
 
@@ -299,6 +332,10 @@ def _storage(tensor: Any) -> Any:
         return tensor.untyped_storage() if isinstance(tensor, Tensor) else None
     except NotImplementedError:  # sparse and opaque tensors
         return None
+
+
+def _resize(tensor: Tensor, nbytes: int) -> None:
+    torch.ops.inductor.resize_storage_bytes_(tensor, nbytes)  # an operator, so that whoever counts bytes sees it
 
 
 def _is_whole(tensor: Tensor) -> bool:
