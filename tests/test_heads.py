@@ -290,6 +290,32 @@ def test_temperature_that_cannot_divide_is_refused(temperature):
 
 
 @torch.inference_mode()
+def test_training_adds_noise_to_features_and_their_mean_as_strong_as_dropout_and_width_ask():
+    features = torch.randn(200, 10, 16, generator=torch.Generator().manual_seed(0))
+    seen = {}
+    for dropout in (0.3, 0.1):
+        head = make_head("mean", 16, K, hidden_size=8, dropout=dropout).train()
+        for path in ("project", "appearance"):
+            getattr(head, path).register_forward_hook(lambda _, inputs, __, path=path: seen.update({path: inputs[0]}))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            head(features)
+        mean = features.mean(dim=1, keepdim=True)
+        for path, clean, strength in (("project", features - mean, 0.12), ("appearance", mean[:, 0], 0.24)):
+            assert float((seen[path] - clean).std()) == pytest.approx(strength * dropout * 4, rel=0.05)
+            assert abs(float((seen[path] - clean).mean())) < 0.02
+
+
+@every_head
+@torch.inference_mode()
+def test_training_mode_without_dropout_says_what_the_head_says_afterwards(name, options):
+    head = head_of(name, dropout=0.0, **options)
+    features, times = batch_of()
+    wanted = head(features, LENGTHS, times)
+    torch.testing.assert_close(head.train()(features, LENGTHS, times), wanted, rtol=0, atol=0)
+
+
+@torch.inference_mode()
 def test_standardised_features_give_the_logits_of_an_unscaled_head():
     """Features (x - mean) / std into a head without statistics: the same as x into one with them."""
     features, times = batch_of(torch.full((B,), T))

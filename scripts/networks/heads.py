@@ -24,6 +24,7 @@ HEADS: dict[str, dict[str, Any]] = {  # what each has beside them
 }
 READOUTS = ("attention", "last")  # of the recurrent heads
 ATTENTION_WIDTH = 64
+NOISE = 0.12  # on standardised features, times dropout and the root of D, by which what is common to features grows too
 
 
 class Recurrence(nn.Module):
@@ -124,6 +125,8 @@ class TemporalHead(nn.Module):
     A frame's embedding sees its features less their mean over the sequence: contrast dynamics are small beside what
     makes one patient's images differ from another's, and drown in it otherwise. That mean, the sequence's appearance,
     goes to the classifier on a path of its own; training drops either path at random, so that neither idles.
+    Training also adds Gaussian noise to both, which is a ridge on the first layers (Bishop 1995, Neural Computation 7):
+    there are more features than exams, and what few of them alone tell apart is told by chance.
     Features are standardised by the training set's statistics (`fit_scale`) and logits divided by `temperature`;
     both travel in the state dict.
     """
@@ -145,6 +148,7 @@ class TemporalHead(nn.Module):
         self.readout = Readout(head_name if simple else options.get("readout", "attention"), num_states)
         self.appearance = nn.Linear(num_features, width)
         self.dropout = nn.Dropout(dropout)
+        self.noise = NOISE * dropout * math.sqrt(num_features)
         self.classify = nn.Linear(num_states + width, num_classes)
 
     def fit_scale(self, mean: Tensor, std: Tensor) -> None:
@@ -164,7 +168,11 @@ class TemporalHead(nn.Module):
         x = (features.to(self.mean.dtype) - self.mean) / self.std
         x = torch.where(mask[:, :, None], x, torch.zeros_like(x))
         static = x.sum(dim=1) / mask.sum(dim=1, keepdim=True)  # (B, D)
-        x = self.project(x - static[:, None, :])  # (B, T, M)
+        x = x - static[:, None, :]
+        if self.training:
+            x = x + self.noise * torch.randn_like(x)
+            static = static + 2.0 * self.noise * torch.randn_like(static)  # it is the easier one to learn by heart
+        x = self.project(x)  # (B, T, M)
         if self.elapsed is not None:
             x = x + self.elapsed(encode_times(frame_times_ms, mask).to(x.dtype))
         x = self.dropout(torch.relu(x))
