@@ -5,6 +5,7 @@ Fake tensors have shapes and no bytes; PyTorch's own autograd engine runs a step
 """
 
 import copy
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -136,12 +137,16 @@ def _faked(network: nn.Module, device_type: str) -> Iterator[nn.Module]:
             memo[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if learned else fake
     copied = copy.deepcopy(network, memo)  # outside of the mode, which cannot copy a tensor that is no parameter
     one_dnn = torch._C._get_mkldnn_enabled()
+    logger = logging.getLogger("torch._subclasses.fake_tensor")  # it prints the trace of what is raised anyhow
+    level = logger.level
     with mode, cuda.as_on_a_card() if device_type == "cuda" else nullcontext():
         try:
+            logger.setLevel(logging.CRITICAL)
             torch._C._set_mkldnn_enabled(False)  # fake tensors lack the workspace of its LSTM: step by step
             yield copied
         finally:
             torch._C._set_mkldnn_enabled(one_dnn)
+            logger.setLevel(level)
 
 
 @contextmanager

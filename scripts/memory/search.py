@@ -5,9 +5,10 @@ backward pass can make the peak: every plan is simulated.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +84,11 @@ class Searcher:
         splittable = workload.splittable and not couples_batch(network)
         batch = workload.batch_size
         self.accumulations = [n for n in range(1, batch + 1) if batch % n == 0] if splittable else [1]
-        self.plain = self.measured({"kind": "none"}, self.accumulations[-1])
+
+    @functools.cached_property
+    def plain(self) -> Measurement:
+        """The smallest micro-batch, with nothing computed again."""
+        return self.measured({"kind": "none"}, self.accumulations[-1])
 
     def measured(self, strategy: dict[str, Any], accumulation: int, micro_batch: int | None = None) -> Measurement:
         """One simulated micro-batch; gradients of earlier ones are there if there are any."""
@@ -157,18 +162,18 @@ class Searcher:
     def try_uniform(self, network: nn.Module, free_bytes: int, everything: bool) -> Candidate | None:
         """The best of the strategies that treat all blocks alike, and of selective ones between those."""
         best: Candidate | None = None
-        costs = [0.0]
+        costs: list[float] = []
         for strategy, least in sorted(self.uniform(network), key=lambda found: found[1]):
             if everything or best is None or least < best.extra_flops - NONE:
                 with suppress(ValueError):  # it cannot be run that way; the plain run has shown that it runs
                     best = self.best_of(strategy, free_bytes, best)
                     costs += [strategy["flops_per_value"]] if strategy["kind"] == "selective" else []
-        high = best.strategy.get("flops_per_value", 0) if best is not None else 0
-        low = max((cost for cost in costs if cost < high), default=0)
-        for _ in range(ATTEMPTS if high else 0):
-            middle = {"kind": "selective", "flops_per_value": round((low + high) / 2)}
-            before, best = best, self.best_of(middle, free_bytes, best)
-            low, high = (low, middle["flops_per_value"]) if best is not before else (middle["flops_per_value"], high)
+        high = float(best.strategy.get("flops_per_value", 0)) if best is not None else 0.0
+        low = max((cost for cost in costs if cost < high), default=0.0)
+        for _ in range(3 if high else 0):
+            middle = round((low + high) / 2)
+            before, best = best, self.best_of({"kind": "selective", "flops_per_value": middle}, free_bytes, best)
+            low, high = (low, middle) if best is not before else (middle, high)
         return best
 
     def best_modules(
@@ -242,6 +247,21 @@ def _subtree(ran: dict[str, Ran], name: str) -> Ran:
     return Ran(sum(part.held_bytes for part in inside), 0, sum(part.flops for part in inside))
 
 
+@contextmanager
+def searching(workload: Workload) -> Iterator[tuple[Searcher, nn.Module]]:
+    """What simulates the workload again and again, and its network."""
+    network = workload.make_network()
+    options: dict[str, Any] = {"loss": workload.loss, "optimizer": workload.optimizer, "amp": workload.amp}
+    with training_steps(lambda: network, device_type=workload.device_type, **options) as simulate:
+        yield Searcher(workload, simulate, network), network
+
+
+def whole_batch(workload: Workload, strategy: dict[str, Any]) -> Candidate:
+    """The workload trained that way in one piece."""
+    with searching(dataclasses.replace(workload, splittable=False)) as (searcher, _):
+        return searcher.candidate(strategy, 1)
+
+
 def search(workload: Workload, free_bytes: int, everything: bool = False) -> tuple[Candidate | None, list[Candidate]]:
     """The way to train that fits with the least extra FLOPs, and all that were looked at.
 
@@ -261,10 +281,7 @@ def search(workload: Workload, free_bytes: int, everything: bool = False) -> tup
     size = workload.batch_size
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(bad_value("plan", "batch_size", size, "a whole number of at least 1"))
-    network = workload.make_network()
-    options: dict[str, Any] = {"loss": workload.loss, "optimizer": workload.optimizer, "amp": workload.amp}
-    with training_steps(lambda: network, device_type=workload.device_type, **options) as simulate:
-        searcher = Searcher(workload, simulate, network)
+    with searching(workload) as (searcher, network):
         best = searcher.try_uniform(network, free_bytes, everything)
         for share in SHARES:
             best = searcher.best_modules(network, share, free_bytes, best)
