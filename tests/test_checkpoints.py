@@ -100,7 +100,7 @@ def test_a_training_by_another_recipe_is_not_gone_on_with(places, tmp_path):
     workflow = prepare_training(tmp_path, resume=True, learning_rate=0.5, **places)
     with pytest.raises(RuntimeError) as refused:
         workflow.run()
-    assert_message(refused.value.__cause__, "resume", "learning_rate", "0.5", "0.001, with which the run in")
+    assert_message(refused.value.__cause__, "resume", "learning_rate", "0.5", "0.003, with which the run in")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut", b"\x80\x02N."])
