@@ -55,6 +55,7 @@ class _Value:
         "fixed",
         "flops",
         "kept",
+        "moved",
         "nbytes",
         "pinned",
         "recipe",
@@ -69,7 +70,7 @@ class _Value:
         self.started_from: frozenset[_Value] = frozenset()
         self.dependents: weakref.WeakSet[_Value] = weakref.WeakSet()
         self.fixed: Tensor | None = None
-        self.kept = self.pinned = False
+        self.kept = self.pinned = self.moved = False
         self.type: torch.dtype | None = None
         self.uses: list[int] = []
         self.nbytes, self.steps, self.flops = nbytes, 0, 0
@@ -110,10 +111,7 @@ class _Held:
 
     def get(self) -> Tensor:
         if self.tensor._version != self.version:
-            found = (
-                f"a tensor of shape {tuple(self.tensor.shape)} that changed in place after it was saved for backward"
-            )
-            raise RuntimeError(bad_value("strategy selective", "forward", found, "operators out of place", _WAY_OUT))
+            raise _changed(self.tensor)
         return self.tensor
 
 
@@ -156,7 +154,7 @@ class Recipes(TorchDispatchMode):
             return func(*args, **kwargs)
         taken = [tensor for tensor in tree_iter((args, kwargs)) if _storage(tensor) is not None]
         for tensor in taken:
-            self._refill(tensor)
+            self._refill(tensor, shared=bool(nature.written))
         count = flop_registry.get(func.overloadpacket)
         value = self._repeatable(func, args, kwargs, nature) if nature.repeatable else None
         for index in nature.written:
@@ -184,12 +182,21 @@ class Recipes(TorchDispatchMode):
                 self.empty[storage] = made
                 _resize(tensor, 0)
 
-    def _refill(self, tensor: Tensor) -> None:
-        value = self.empty.pop(tensor.untyped_storage(), None)
+    def _refill(self, tensor: Tensor, shared: bool = True) -> None:
+        """Compute an emptied tensor again: in its storage, or, unless others must see what is written there, in another."""
+        storage = tensor.untyped_storage()
+        value = self.empty.get(storage)
         if value is None:
             return
         with torch.no_grad(), torch._C._DisableAutocast():
             again = self._again(value, self.saved)
+            if not shared:
+                place = tensor.size(), tensor.stride(), tensor.storage_offset()
+                tensor.data = torch.as_strided(again, *place)
+                self.values[tensor.untyped_storage()] = value
+                value.moved = True
+                return
+            del self.empty[storage]
             _resize(tensor, value.nbytes)
             size = (value.nbytes // again.element_size(),)
             torch.as_strided(tensor, size, (1,), 0).copy_(torch.as_strided(again, size, (1,), 0))
@@ -206,6 +213,8 @@ class Recipes(TorchDispatchMode):
                 value.steps += made.steps
                 value.flops += made.flops
         target = self._made(args[0]) if nature.written else None
+        if target is not None and target.moved:
+            raise _changed(args[0])
         if nature.written and (target is None or target.recipe is None or not _is_whole(args[0])):
             return None  # what it overwrites is gone
         if value.steps > _LONGEST:
@@ -324,6 +333,11 @@ def _without_running_statistics(func: Any, args: Any) -> Any:
     if func.overloadpacket in _BATCH_NORMS and args[5]:
         return (*args[:3], None, None, *args[5:])
     return args
+
+
+def _changed(tensor: Tensor) -> RuntimeError:
+    found = f"a tensor of shape {tuple(tensor.shape)} that changes in place after others have taken it"
+    return RuntimeError(bad_value("strategy selective", "forward", found, "operators out of place", _WAY_OUT))
 
 
 def _storage(tensor: Any) -> Any:

@@ -161,9 +161,9 @@ class StorageLog(TorchDispatchMode):
             if phase == FORWARD and module in self.ran:
                 self.ran[module].flops += flops
         if func is torch.ops.inductor.resize_storage_bytes_.default:  # recomputation gives bytes back, and takes them
-            result, key = args[0], args[0].untyped_storage()._cdata
-            if key in self.alive:
+            if (key := args[0].untyped_storage()._cdata) in self.alive:
                 self._released(key)
+            self._found(args[0], phase, module)
         for tensor in tree_iter(result):
             if isinstance(tensor, Tensor):
                 self._found(tensor, phase, module)
