@@ -30,9 +30,11 @@ class RunRecord:
 
     Args:
         workflow: such as train.
+        facts: known at the start, such as the datalist's digest.
     """
 
-    def __init__(self, workflow: str) -> None:
+    def __init__(self, workflow: str, facts: Mapping[str, Any] | None = None) -> None:
+        self.facts = dict(facts or {})
         self.workflow, self.started, self.clock = workflow, datetime.now(UTC), time.monotonic()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -55,7 +57,7 @@ class RunRecord:
             "processes": int(os.environ.get("WORLD_SIZE", "1")),
             "threads": torch.get_num_threads(),
             "peak_memory_bytes": peak_memory_bytes(),
-            **without_folders(facts),
+            **without_folders({**self.facts, **facts}),
         }
         text = json.dumps(record, indent=1) + "\n"
         for folder in folders:

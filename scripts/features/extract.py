@@ -18,6 +18,7 @@ from scripts.features.engines import AUTO, Engine
 from scripts.features.exams import Exam, ExamReader, encode, read_ahead
 from scripts.features.sharing import share
 from scripts.keys import ERROR, SOURCE
+from scripts.record import RunRecord
 from scripts.sequences.dataset import refuse_failures
 from scripts.store.store import FeatureStore
 
@@ -42,6 +43,7 @@ def cache_features(
     rank: int = 0,
     world_size: int = 1,
     progress: bool = True,
+    record: RunRecord | None = None,
 ) -> None:
     """Fill the store with the features of every item; several processes share the list.
 
@@ -64,6 +66,7 @@ def cache_features(
         rank: of this process.
         world_size: number of processes.
         progress: show a progress bar.
+        record: of this run; rank 0 leaves it beside the features.
 
     Raises:
         ValueError: the folder holds a store of another fingerprint, or a damaged one.
@@ -96,6 +99,9 @@ def cache_features(
         seconds = [taken for _, taken in gathered]
     if rank == 0 and len(seconds) > 1:
         logger.info(f"{world_size} processes took {min(seconds):.1f} to {max(seconds):.1f} s")
+    if rank == 0 and record is not None:
+        counts = {"exams": len(items), "failed": len(failures), "frames_computed_by_this_process": tally.frames}
+        record.write([features_dir], {"store_digest": store.digest, "settings": settings, **counts})
     if rank == 0 or len(seconds) < world_size:
         refuse_failures(failures, len(items), "cache_features")
     elif failures:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from scripts.errors import bad_value
+from scripts.record import RUN
 from scripts.store.index import EntryIndex
 from scripts.store.origin import FINGERPRINT_FILE, Origin, canonical, differences, read_origin, write_origin
 from scripts.store.shards import (
@@ -253,7 +254,7 @@ class FeatureStore:
 
 def _is_ours(name: str) -> bool:
     """Whether a file of this name can be what a store lost its fingerprint.json beside."""
-    return name.startswith(FINGERPRINT_FILE) or SHARD_NAME.fullmatch(name.removesuffix(".tmp")) is not None
+    return name.startswith((FINGERPRINT_FILE, RUN)) or SHARD_NAME.fullmatch(name.removesuffix(".tmp")) is not None
 
 
 def _refuse_foreign_shards(path: Path, digest: str) -> None:
