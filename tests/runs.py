@@ -25,7 +25,8 @@ from tests.stores import key_of
 ROOT = Path(__file__).resolve().parent.parent
 CLASS_NAMES = ["slow", "fast", "still"]
 SPLITS = {"training": 23, "validation": 9}
-OF_TRAINING = ("head_name", "hidden_size", "use_times", "task_type", "classes")  # the rest of a card is the store's
+OF_HEAD = ("head_name", "hidden_size", "num_layers", "bidirectional", "readout", "use_times")
+OF_TRAINING = (*OF_HEAD, "task_type", "classes")  # the rest of a card is the store's
 SETTINGS = {name: value for name, value in NOMINAL.items() if name not in OF_TRAINING}
 SETTINGS |= {"encoder_name": "test_vit", "encoder_weights": "random:0", "image_size": 48}
 QUICK = {"num_threads": 1, "batch_size": 4, "max_epochs": 4, "hidden_size": 8, "device": "cpu"}

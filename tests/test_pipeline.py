@@ -80,7 +80,8 @@ def flow(tmp_path_factory) -> dict[str, Path]:
     assert plant_identities(data) > 18
     make_datalist(data, data / "labels.csv", classes=CLASSES["ffa_leak"], num_folds=3)
     places = {"dataset_dir": str(data), "output_dir": str(out)}
-    trained = {**places, "model_path": str(out / "model.pt"), "max_epochs": 3, "batch_size": 8}
+    head = {"num_layers": 2, "bidirectional": True, "readout": "last"}  # other than by default: all have to follow
+    trained = {**places, **head, "model_path": str(out / "model.pt"), "max_epochs": 3, "batch_size": 8}
     run_here("train", ("cache_features",), **places, **ENCODER, progress=False)
     run_here("train", ("train",), **trained)
     judged = {**places, "model_path": trained["model_path"], "num_resamples": 200}
@@ -118,7 +119,15 @@ def test_flow_leaves_every_artefact_with_the_contract_kept(flow):
     assert report["absent_controls"] == {}
     assert report["model"]["num_sequences"] == len(items["test"])
     assert "<svg" in (flow["out"] / "evaluation" / "report.html").read_text()
-    assert json.loads((flow["out"] / "evaluation" / "run.json").read_text())["workflow"] == "evaluate"
+    artefacts = {"features": "cache_features", ".": "inference", "checkpoints": "train", "evaluation": "evaluate"}
+    records = {name: json.loads((flow["out"] / place / "run.json").read_text()) for place, name in artefacts.items()}
+    for name, record in records.items():
+        assert record["workflow"] == name and record["duration_s"] > 0 and record["host"]["cores"] > 0
+    digest = FeatureStore.open(flow["out"] / "features").digest
+    assert records["cache_features"]["store_digest"] == records["inference"]["recipe"]["store_digest"] == digest
+    cached, trained = records["cache_features"], records["train"]["recipe"]
+    assert cached["datalist_digest"] == trained["datalist_digest"] and cached["synthetic"] is True
+    assert (cached["exams"], cached["failed"]) == (number, 0) and records["inference"]["predicted"] == number
     with (flow["out"] / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == number
