@@ -363,6 +363,8 @@ def test_unknown_head_name_is_refused_with_those_there_are():
         ("gru", {"widths": 2}, "head gru: widths is 2, needs a head that has it; gru has hidden_size, dropout"),
         ("gru", {"readout": "best"}, "readout is best, needs one of attention, last"),
         ("gru", {"num_layers": 0}, "num_layers is 0, needs a whole number of at least 1"),
+        ("gru", {"num_layers": "two"}, "num_layers is two, needs a whole number"),
+        ("gru", {"num_layers": True}, "num_layers is True, needs a whole number"),
         ("gru", {"hidden_size": -3}, "hidden_size is -3, needs a whole number"),
         ("gru", {"dropout": 1.0}, "dropout is 1.0, needs a number from 0.0 to below 1.0"),
         ("gru", {"bidirectional": "no"}, "bidirectional is no, needs true or false"),

@@ -12,10 +12,17 @@ from scripts.keys import LABEL
 from scripts.networks.heads import HEADS
 from scripts.store.shards import StoredSequence
 from scripts.store.store import FeatureStore
+from scripts.training.workflow import check_overrides
 from tests.runs import SPLITS, prepare_training, train, weights, write_features
 from tests.stores import key_of
+from tests.test_configs import knobs
 
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")  # MONAI 1.6.1: configs run code
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> dict[str, str]:
+    return write_features(tmp_path_factory.mktemp("features"))
 
 
 def record_of(output) -> dict:
@@ -97,6 +104,17 @@ def test_accumulated_batches_train_to_the_weights_of_the_whole_batch(tmp_path):
     assert len(whole) > 10 and any(not torch.equal(whole[name], parts[name]) for name in whole)
     for name in one:
         torch.testing.assert_close(twelve[name], one[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(knobs("train").keys() - {"mlflow_uri"}))  # which may be any text
+def test_a_knob_of_another_kind_or_range_is_refused_by_its_name_before_training(tmp_path, places, name):
+    for value in ("banana", -1, [1, 2]):
+        with pytest.raises((ValueError, RuntimeError)) as refused:
+            check_overrides({name: value})
+            prepare_training(tmp_path, **{**places, name: value}).run()
+        said = cause_of(refused.value)
+        assert f"{name} is {value}, needs " in said and "\n" not in said
+    assert not (tmp_path / "checkpoints" / "state.pt").exists()
 
 
 # --- hostile labels ---

@@ -242,7 +242,7 @@ def make_head(head_name: str, num_features: int, num_classes: int, **options: An
     Raises:
         ValueError: unknown name, an option that head does not have, or a value it cannot take.
     """
-    if head_name not in HEADS:
+    if not isinstance(head_name, str) or head_name not in HEADS:
         raise ValueError(bad_value("configuration", "head_name", head_name, f"one of {', '.join(HEADS)}"))
     known = COMMON | HEADS[head_name]
     given = {name: value for name, value in options.items() if value is not None}
@@ -254,7 +254,7 @@ def make_head(head_name: str, num_features: int, num_classes: int, **options: An
         elif name in ("use_times", "bidirectional"):
             fits, allowed = isinstance(value, bool), "true or false"
         else:
-            fits, allowed = value >= 1, "a whole number of at least 1"
+            fits, allowed = type(value) is int and value >= 1, "a whole number of at least 1"
         if name in given and name not in known:
             fits, allowed = False, f"a head that has it; {head_name} has {', '.join(known)}"
         if not fits:
