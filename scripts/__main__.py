@@ -200,10 +200,19 @@ class Commands:
             largest: batch, frames, image or volume: print the largest that fits instead.
             table: hardware or scenarios: print that table of docs/memory.md instead.
         """
-        from scripts.memory.tables import run_plan
+        from scripts.memory.tables import print_plan
 
-        asked = {"optimizer": optimizer, "amp": amp, "splittable": splittable}
-        finish(*run_plan(config, network, shape, budget, options, asked, everything, largest, table))
+        print_plan(
+            config=config,
+            network=network,
+            shape=shape,
+            budget=budget,
+            options=options,
+            settings={"optimizer": optimizer, "amp": amp, "splittable": splittable},
+            everything=everything,
+            enlarge=largest,
+            named_table=table,
+        )
 
     def demo(self, output_dir: str = "demo", num_patients: int = 120, seed: int = 0) -> None:
         """Run everything on synthetic exams: make, cache, train, evaluate, predict. Takes a few minutes.

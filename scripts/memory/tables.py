@@ -36,16 +36,25 @@ SCENARIOS = (  # what it is, network, shape of a batch
 )
 
 
+def print_plan(**asked: Any) -> None:
+    """Print what `run_plan` says; exit status 1 if nothing fits."""
+    text, fits = run_plan(**asked)
+    print(text)
+    if not fits:
+        raise SystemExit(1)
+
+
 def run_plan(
-    config: str | None,
-    network: str | None,
-    shape: Any,
-    budget: str | int,
-    options: dict[str, Any] | None,
+    *,
+    config: str | None = None,
+    network: str | None = None,
+    shape: Any = None,
+    budget: str | int = "24GB",
+    options: dict[str, Any] | None = None,
     settings: dict[str, Any],
-    everything: bool,
-    enlarge: str | None,
-    named_table: str | None,
+    everything: bool = False,
+    enlarge: str | None = None,
+    named_table: str | None = None,
 ) -> tuple[str, bool]:
     """The text of the command, and whether something fits; arguments as of `python -m scripts plan`.
 
