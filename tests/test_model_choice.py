@@ -97,8 +97,8 @@ def test_commands_run_from_the_command_line(tmp_path, monkeypatch, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Cross-validation by patient"
     assert lines[1].startswith("21 exams of 21 patients in training and validation, 3 folds, 2 repeats")
-    assert lines[3].split()[:3] == ["1", "last", "0.001"] and "Chosen" not in "".join(lines)
-    run(monkeypatch, "sweep", "--folds", 3, "--repeats", 1, "--heads", "mean,last", "--learning_rates", 0.001,
+    assert lines[3].split()[:3] == ["1", "last", "0.003"] and "Chosen" not in "".join(lines)
+    run(monkeypatch, "sweep", "--folds", 3, "--repeats", 1, "--heads", "mean,last", "--learning_rates", 0.003,
         *flags(tmp_path))  # fmt: skip
     lines = capsys.readouterr().out.splitlines()
     assert {line.split()[1] for line in lines[3:5]} == {"mean", "last"}
