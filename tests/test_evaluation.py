@@ -1,6 +1,7 @@
 """Evaluation of trained models on small stores, through the workflow: what is scored, beside what, what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from monai.bundle import create_workflow
 
 from scripts.keys import MULTICLASS, MULTILABEL
 from scripts.networks.card import read_card
+from scripts.reports.evaluation import SELECTED
 from scripts.reports.wording import QUESTIONS
 from scripts.training.controls import TRAINED_CONTROLS, UNTRAINED
 from tests.runs import CLASS_NAMES, ROOT, train, write_features
@@ -161,10 +163,20 @@ def test_scores_are_given_by_a_column_of_the_datalist_and_an_unknown_one_is_refu
     assert "subgroups is hospital, needs a column of the datalist: device, entry, quality" in message_of(refused.value)
 
 
+def test_scores_on_the_validation_split_are_said_to_be_too_good(judged, tmp_path):
+    folder, places, _ = judged
+    for name in ("model.pt", "model.json"):
+        shutil.copy(folder / name, tmp_path)
+    shutil.copytree(folder / "evaluation" / "controls", tmp_path / "evaluation" / "controls")
+    report = evaluate(tmp_path, places, split="validation")
+    assert SELECTED in report["notes"] and SELECTED in (tmp_path / "evaluation" / "report.html").read_text()
+    assert all("these numbers are too good" in found["notes"][0] for found in report["thresholds"])
+
+
 # --- what is refused, before anything is trained ---
 
 
-@pytest.mark.parametrize("what", ["classes", "datalist_digest", "store_digest", "model_path", "split"])
+@pytest.mark.parametrize("what", ["classes", "datalist_digest", "store_digest", "model_path", "split", "seen split"])
 def test_what_the_model_was_not_trained_with_is_refused_before_a_control_is_trained(trained, tmp_path, what):
     folder, places = trained
     for name in ("model.pt", "model.json"):
@@ -174,13 +186,16 @@ def test_what_the_model_was_not_trained_with_is_refused_before_a_control_is_trai
         (tmp_path / "model.pt").unlink()
     elif what == "split":
         options["split"] = "holdout"
+    elif what == "seen split":
+        options["split"] = "training"
     else:
         card = json.loads((folder / "model.json").read_text())
         card[what] = ["slow", "fast", "other"] if what == "classes" else "0" * 64
         (tmp_path / "model.json").write_text(json.dumps(card))
     with pytest.raises(RuntimeError) as refused:
         evaluate(tmp_path, places, **options)
-    assert f"{'task' if what == 'classes' else what} is" in message_of(refused.value)
+    names = {"classes": "task", "seen split": "split"}
+    assert f"{names.get(what, what)} is" in message_of(refused.value)
     assert not (tmp_path / "evaluation" / "controls").exists()
 
 

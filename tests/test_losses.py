@@ -5,11 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from ignite.engine import Engine
+from monai.utils import CommonKeys
 from sklearn.metrics import log_loss
 from torch.nn import functional as F
 from torchvision.ops import sigmoid_focal_loss
 
 from scripts.keys import BINARY, MULTICLASS, MULTILABEL
+from scripts.training.engine import likelihood_metric
 from scripts.training.losses import likelihood, make_loss, to_probabilities
 
 LOGITS = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0]])
@@ -169,6 +172,14 @@ def test_likelihood_of_classes_is_the_geometric_mean_of_the_true_classes_probabi
 def test_likelihood_of_several_labels_is_the_geometric_mean_over_every_answer():
     true = torch.where(SEVERAL == 1, LOGITS.sigmoid(), 1 - LOGITS.sigmoid())
     assert likelihood(LOGITS, SEVERAL) == pytest.approx(float(true.prod()) ** (1 / 6), rel=1e-6)
+
+
+def test_likelihood_over_an_epoch_of_a_single_label_is_that_of_the_label():
+    logits, labels = torch.tensor([[2.0], [-1.0], [0.5]]), torch.tensor([[1], [0], [-1]])
+    metric = likelihood_metric()
+    metric.attach(engine := Engine(lambda *_: {CommonKeys.PRED: logits, CommonKeys.LABEL: labels}), "likelihood")
+    found = engine.run([0]).metrics["likelihood"]
+    assert found == pytest.approx(math.sqrt(logits[0].sigmoid().item() * (1 - logits[1].sigmoid().item())), rel=1e-6)
 
 
 def test_likelihood_of_a_guess_is_one_over_k_and_of_certainty_one():

@@ -133,7 +133,7 @@ def test_everything_given_is_on_the_page(report):
     words = page.words()
     temperature = given["temperature"]["temperature"]
     for expected in (
-        "untrained encoder: not measured. No store of an untrained encoder was given. Make one: python -m",
+        "Does the pretrained encoder help? Not measured. No store of an untrained encoder was given. Make one: python",
         f"Logits are divided by {temperature:.3f}, the temperature fitted on split “validation”",
         "At chosen thresholds Best sum of sensitivity and specificity Chosen on split “validation” (90 sequences), "
         "judged on split “held out”.",
@@ -251,7 +251,16 @@ def test_summary_table_is_aligned_and_holds_every_number():
 
 def test_summary_table_names_the_controls_that_are_absent(report):
     lines = summary_table(report[1]).splitlines()
-    assert lines[-1].startswith("untrained encoder: No store of an untrained encoder was given. Make one: python")
+    question = "Does the pretrained encoder help? Not measured."
+    assert lines[-1].startswith(f"{question} No store of an untrained encoder was given. Make one: python -m")
+
+
+def test_subgroups_of_one_group_are_left_out_of_the_page(tmp_path, report):
+    given = report[1]
+    first, second = given["subgroups"]
+    _, page = written(tmp_path, given | {"subgroups": [first | {"groups": first["groups"][:1]}, second]})
+    assert f"By {first['column']}" not in page.words()
+    assert f"By {second['column']}" in page.words()
 
 
 def test_split_of_one_sequence_and_no_controls_is_reported_with_its_gaps(tmp_path):

@@ -18,6 +18,7 @@ from scripts.keys import (
     LABEL,
     MULTICLASS,
     MULTILABEL,
+    ORDERED,
     SEQUENCE,
     TASK,
     TYPE,
@@ -75,7 +76,7 @@ def test_json_holds_everything_and_unknown_times_are_null(tmp_path):
     failures = [{IMAGE: "exams/broken.dcm", "reason": "no pixel data"}]
     write_predictions(tmp_path, [row(**{LABEL: np.int64(1)})], NAMES, failures, task_type=MULTICLASS)
     found = strict(tmp_path / "predictions.json")
-    assert found[TASK] == {TYPE: MULTICLASS, CLASSES: NAMES}
+    assert found[TASK] == {TYPE: MULTICLASS, CLASSES: NAMES, ORDERED: False}
     assert found["failures"] == failures
     (only,) = found["predictions"]
     assert only[FRAME_TIMES] == [0.0, None, 1250.5]

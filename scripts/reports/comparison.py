@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from scripts.errors import bad_value
-from scripts.keys import BINARY, CLASSES, IMAGE, LABEL, TASK, TYPE
+from scripts.keys import BINARY, CLASSES, IMAGE, LABEL, ORDERED, TASK, TYPE
 from scripts.pages import aligned, counted
 from scripts.reports.intervals import CONFIDENCE, Intervals
 from scripts.reports.metrics import checked, missing
@@ -158,7 +158,7 @@ def compare_reports(folder_a: str | Path, folder_b: str | Path, num_resamples: i
         raise ValueError(bad_value(f"{folder_b}: {odd[0]}", LABEL, rows_b[odd[0]][LABEL], f"{rows_a[odd[0]][LABEL]}"))
     a, b = ([rows[name][PROBABILITIES] for name in rows_a] for rows in (rows_a, rows_b))
     labels, patients = ([row[key] for row in rows_a.values()] for key in (LABEL, PATIENT_NUMBER))
-    options: dict[str, Any] = {"num_resamples": num_resamples, "seed": seed}
+    options: dict[str, Any] = {"ordered": task[ORDERED], "num_resamples": num_resamples, "seed": seed}
     compared = compare_runs(labels, a, b, patients, task_type=task[TYPE], classes=task[CLASSES], **options)
     return comparison_table(compared, folder_a, folder_b)
 
@@ -172,7 +172,9 @@ def _judged(folder: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         task, rows = content[TASK], {row[IMAGE]: row for row in content["predictions"]}
-        whole = all(row.keys() >= {LABEL, PATIENT_NUMBER, PROBABILITIES} for row in rows.values())
+        whole = task.keys() >= {TYPE, CLASSES, ORDERED} and all(
+            row.keys() >= {LABEL, PATIENT_NUMBER, PROBABILITIES} for row in rows.values()
+        )
     except (ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:

@@ -44,7 +44,8 @@ from scripts.training.outputs import explained, logits_of
 RULES = ((YOUDEN, None), (SPECIFICITY, 0.95))  # of the thresholds, with their targets
 COLUMNS = ("site", "device")  # of the datalist, by which scores are given where it has them
 OF_FRAMES = "number of frames"
-CURVES = ("train_loss", "val_likelihood")  # of what run.json has of each epoch
+CURVES = {"train_loss": "training loss", "val_likelihood": "validation likelihood"}  # of run.json's epochs
+SELECTED = "This split chose the model's epoch and its temperature, so its scores are too good."
 RECORDED = ("encoder_name", "encoder_weights", "encoder_digest", "store_digest", "datalist_digest", "head_name", "seed")
 
 
@@ -81,12 +82,13 @@ def evaluate(
         What report.json holds, with the arrays.
 
     Raises:
-        ValueError: the model is of other classes, another store or another list, before anything is trained; or a
-            split that cannot be scored.
+        ValueError: the model is of other classes, another store or another list, or was trained on the split,
+            before anything is trained; or a split that cannot be scored.
     """
     report_dir = Path(report_dir)
     judged = open_model(model_path, datalist, dataset_dir, features_dir)
     task = judged.task
+    _refuse_seen(judged, split)
     items = {name: labelled_split(datalist, dataset_dir, name) for name in dict.fromkeys((TRAINING, VALIDATION, split))}
     data = {name: FeatureDataset(found, judged.store, skip_missing=skip_missing) for name, found in items.items()}
     _refuse_shared(data, split)
@@ -125,7 +127,7 @@ def evaluate(
         "provenance": _provenance(judged.card),
     }
     rows = _rows(test, probabilities, weights, after_frames, patients, task)
-    write_predictions(report_dir, rows, task.classes, [], task_type=task.type)
+    write_predictions(report_dir, rows, task.classes, [], task_type=task.type, ordered=task.ordered)
     path = write_report(report_dir, results)
     print(summary_table(results))
     print(f"report: {path}")
@@ -165,7 +167,7 @@ def _chosen_on_validation(
     task, known = judged.task, labels_of(validation)
     logits = logits_of(judged.head, validation, device)
     temperature = float(judged.head.temperature)  # type: ignore[arg-type]
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"notes": [SELECTED] if split == VALIDATION else []}
     if temperature != 1.0:
         found["temperature"] = fit_temperature(logits * temperature, known, task.type, task.classes, VALIDATION)
     stated = probabilities_of(logits, task.type)
@@ -182,7 +184,7 @@ def _history(judged: Judged) -> dict[str, Any]:
         record = json.loads(path.read_text())
         told = {name: record["recipe"][name] for name in ("store_digest", "datalist_digest", "head_name", "seed")}
         if all(judged.card.get(name) == value for name, value in told.items()):
-            shown = {row["epoch"]: {k: v for k, v in row.items() if k in CURVES} for row in record["history"]}
+            shown = {row["epoch"]: {CURVES[k]: v for k, v in row.items() if k in CURVES} for row in record["history"]}
             return {"history": shown, "best_epoch": record["best_epoch"]}
     except (OSError, ValueError, KeyError, TypeError):  # absent, or another program's
         pass
@@ -217,6 +219,14 @@ def _rows(
             }
         )
     return rows
+
+
+def _refuse_seen(judged: Judged, split: str) -> None:
+    """Refuse a split that the model was trained on."""
+    if split == TRAINING or (split == VALIDATION and judged.refit):
+        raise ValueError(
+            bad_value("configuration", "split", split, "one that the model was not trained on, such as test")
+        )
 
 
 def _refuse_shared(data: Mapping[str, FeatureDataset], split: str) -> None:

@@ -95,7 +95,7 @@ def summary_table(results: Mapping[str, Any]) -> str:
         difference = "" if row["difference"] is None else text_of(row["difference"], signed=True)
         table.append((row["name"], text_of(row[BALANCED_ACCURACY]), text_of(row[MACRO_AUROC]), difference))
     words = [f"{found['question']} {found['verdict']}." for found in findings(results)]
-    words += [f"{name}: {why}" for name, why in results.get("absent_controls", {}).items()]
+    words += ["{question} {verdict}. {text}{command}".format(**found) for found in wording.absences(results)]
     return "\n".join([heading, counts, *aligned(table), *words])
 
 
@@ -153,13 +153,18 @@ def html_of(results: Mapping[str, Any]) -> str:
         one_label=task[TYPE] in (BINARY, MULTICLASS),
         reliability=results[RELIABILITY],
         temperature=results.get("temperature"),
-        absent_controls=results.get("absent_controls", {}),
+        absences=wording.absences(results),
         thresholds=results.get("thresholds", []),
-        subgroups=results.get("subgroups", []),
+        subgroups=parted(results),
         comparison=results.get("comparison"),
         notes=[*model["notes"], *results.get("notes", [])],
         provenance={str(key): wording.cell_of(value) for key, value in results["provenance"].items()},
     )
+
+
+def parted(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The subgroups by columns that part the sequences; of one group the scores are those of all."""
+    return [found for found in results.get("subgroups", []) if len(found["groups"]) > 1]
 
 
 def class_tables(model: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -220,7 +225,7 @@ def pictures_of(results: Mapping[str, Any], classes: Sequence[str]) -> dict[str,
         found["confusion"] = plots.confusion_matrix(model["confusion"], classes)
     if results.get("history"):
         found["learning"] = charts.learning_curves(results["history"], results.get("best_epoch"))
-    for place, subgroup in enumerate(results.get("subgroups", [])):
+    for place, subgroup in enumerate(parted(results)):
         value = model[BALANCED_ACCURACY]["value"]
         found[f"subgroup {place}"] = charts.interval_chart(
             [(group["name"], [group[BALANCED_ACCURACY]]) for group in subgroup["groups"]],

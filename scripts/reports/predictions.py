@@ -21,6 +21,7 @@ from scripts.keys import (
     IMAGE,
     LABEL,
     MULTILABEL,
+    ORDERED,
     SEQUENCE,
     TASK,
     TASK_TYPES,
@@ -46,6 +47,7 @@ def write_predictions(
     failures: Sequence[Mapping[str, str]],
     *,
     task_type: str,
+    ordered: bool = False,
 ) -> Path:
     """Path of predictions.csv, written with predictions.json beside it.
 
@@ -58,12 +60,13 @@ def write_predictions(
         classes: K names.
         failures: `image` and `reason` of each sequence that could not be used.
         task_type: binary, multiclass or multilabel; decides what `predicted` holds.
+        ordered: whether the classes are grades.
     """
     if task_type not in TASK_TYPES:
         raise ValueError(bad_value(TASK, TYPE, task_type, "one of " + ", ".join(TASK_TYPES)))
     entries = [entry(row, classes, task_type) for row in rows]
     document = {
-        TASK: {TYPE: task_type, CLASSES: list(classes)},
+        TASK: {TYPE: task_type, CLASSES: list(classes), ORDERED: ordered},
         "predictions": entries,
         "failures": [{IMAGE: failure[IMAGE], REASON: failure[REASON]} for failure in failures],
     }

@@ -72,10 +72,24 @@ def findings(results: Mapping[str, Any]) -> list[dict[str, str]]:
     """What each control shows, in words: the question, a verdict, and the paired interval behind it."""
     found = []
     for name, control in results["controls"].items():
-        question = control.get("question") or QUESTIONS.get(plain_name(name), f"Does the model beat “{name}”?")
         verdict, text = verdict_of(str(name), control["difference"])
-        found.append({"question": question, "verdict": verdict, "text": text})
+        found.append({"question": control.get("question") or question_of(name), "verdict": verdict, "text": text})
     return found
+
+
+def absences(results: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The questions that no control answers, in the form of `findings`; a command in the reason stands by itself."""
+    found = []
+    for name, why in results.get("absent_controls", {}).items():
+        text, python, command = str(why).partition("python -m ")
+        entry = {"question": question_of(name), "verdict": "Not measured", "text": text, "command": python + command}
+        found.append(entry)
+    return found
+
+
+def question_of(control: str) -> str:
+    """What losing to the model would answer."""
+    return QUESTIONS.get(plain_name(control), f"Does the model beat “{control}”?")
 
 
 def verdict_of(control: str, difference: Mapping[str, Any]) -> tuple[str, str]:

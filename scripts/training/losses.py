@@ -108,10 +108,11 @@ def likelihood(logits: Tensor, labels: Tensor) -> float:
 
     Args:
         logits: (N, K).
-        labels: (N,) class indices, or (N, K) ones, zeros, and -1 where not known, which is left out.
+        labels: (N,) class indices, or (N, K) ones, zeros, and -1 where not known, which is left out; of one label
+            both may be (N,), to which ignite's EpochMetric squeezes them.
     """
     logits = logits.to(torch.float32)
-    if labels.ndim == 1:
+    if labels.ndim < logits.ndim:
         loss = F.cross_entropy(logits, labels.to(torch.int64))
     else:
         known = labels >= 0
