@@ -104,7 +104,7 @@ def strategies_for(network: nn.Module) -> list[dict[str, Any]]:
     found += [{"kind": "selective", "flops_per_value": 1000, "extra_flops": share} for share in (0.04, 0.09)]
     found += [{"kind": "blocks", "every": every} for every in (3, 2, 1) if every <= len(blocks)]
     sequence = longest_sequence(network)
-    found += [{"kind": "segments", "number": number} for number in (2, 4) if sequence and number < len(sequence)]
+    found += [{"kind": "segments", "number": number} for number in (2, 4, 6) if sequence and number < len(sequence)]
     encoder = encoder_of(network)
     if encoder and not couples_batch(network.get_submodule(encoder)):
         found += [{"kind": "chunks", "frames": frames} for frames in (32, 16, 8, 4, 2, 1)]

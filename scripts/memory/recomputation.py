@@ -25,6 +25,7 @@ from scripts.errors import bad_value
 
 _LONGEST = 12  # operators of a recipe: keeps a ViT's residual stream at every second block
 _SOON = 8  # saved tensors: from a convolution through its norm and activation to the next
+_DEAR = 256  # FLOPs for each value: an intermediate result that costs more is kept while it is due again
 _STEP = 3  # forward and backward together cost that many forward passes
 _LARGE = 1 << 20  # bytes worth giving back within a forward pass
 _WAY_OUT = "Use kind blocks."
@@ -54,6 +55,7 @@ class _Value:
         "dependents",
         "fixed",
         "flops",
+        "is_dear",
         "kept",
         "moved",
         "nbytes",
@@ -70,7 +72,7 @@ class _Value:
         self.started_from: frozenset[_Value] = frozenset()
         self.dependents: weakref.WeakSet[_Value] = weakref.WeakSet()
         self.fixed: Tensor | None = None
-        self.kept = self.pinned = self.moved = False
+        self.kept = self.pinned = self.moved = self.is_dear = False
         self.type: torch.dtype | None = None
         self.uses: list[int] = []
         self.nbytes, self.steps, self.flops = nbytes, 0, 0
@@ -183,13 +185,14 @@ class Recipes(TorchDispatchMode):
                 _resize(tensor, 0)
 
     def _refill(self, tensor: Tensor, shared: bool = True) -> None:
-        """Compute an emptied tensor again: in its storage, or, unless others must see what is written there, in another."""
+        """Compute an emptied tensor again; in its own storage if an operator will write there for others to see."""
         storage = tensor.untyped_storage()
         value = self.empty.get(storage)
         if value is None:
             return
         with torch.no_grad(), torch._C._DisableAutocast():
             again = self._again(value, self.saved)
+            self.recent.clear()
             if not shared:
                 place = tensor.size(), tensor.stride(), tensor.storage_offset()
                 tensor.data = torch.as_strided(again, *place)
@@ -230,6 +233,7 @@ class Recipes(TorchDispatchMode):
         first = next(tensor for tensor in tree_iter(result) if isinstance(tensor, Tensor))
         storage = first.untyped_storage()
         value.flops += flops
+        value.is_dear = flops > _DEAR * first.numel()
         started = sum(source.nbytes for source in value.started_from if not source.kept)
         affordable = self.flops_again + flops <= self.extra_flops * _STEP * self.flops
         if started < storage.nbytes() and value.flops <= self.flops_per_value * first.numel() and affordable:
@@ -306,7 +310,7 @@ class Recipes(TorchDispatchMode):
         args, kwargs = tree_map_only((_Place, _Held), get, ((*args[len(changed) :],), kwargs))
         result = operator(*changed, *args, **kwargs)
         first = next(tensor for tensor in tree_iter(result) if isinstance(tensor, Tensor))
-        if value.flops and value.is_due(number) and not private:
+        if value.is_dear and value.is_due(number) and not private:
             self.recent[value] = first
         return first
 
