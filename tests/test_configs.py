@@ -48,7 +48,7 @@ def expressions(value: object) -> list[str]:
     return [value] if isinstance(value, str) and value.startswith("$") else []
 
 
-@pytest.mark.parametrize("name", ["cache_features", "train", "evaluate", "inference"])
+@pytest.mark.parametrize("name", [*WORKFLOWS, "plan_memory"])
 def test_readme_table_and_knobs_block_agree(name):
     readme = (ROOT / "README.md").read_text()
     section = re.search(rf"### configs/{name}\.yaml\n(.*?)(?=\n##|\Z)", readme, re.S)
@@ -71,7 +71,7 @@ def test_expressions_are_short_and_simple(name):
         assert "lambda" not in expression and " for " not in expression and "open(" not in expression
 
 
-@pytest.mark.parametrize("name", (*WORKFLOWS, "multi_gpu_cache"))
+@pytest.mark.parametrize("name", (*WORKFLOWS, "plan_memory", "multi_gpu_cache"))
 def test_initialize_finds_the_bundle_then_checks_the_overrides(name):
     first, second = load(name)["initialize"][:2]
     assert first == "$sys.path.insert(0, os.path.abspath(@bundle_root))"
