@@ -8,11 +8,14 @@ that output, a concatenation from its parts, a residual stream from what was add
 A recipe is written only where what it starts from is smaller than its result or is kept anyway, so that nothing is held
 that would not have been. Random operators have none: a dropout's mask is kept. A batch norm is repeated with the
 statistics of the batch, and the running ones are left alone.
+
+A variable of the caller names a tensor long after its last use: a concatenation is alive while the block that took it
+runs, and that is the peak of a forward pass in 3D. So what has a recipe is given back when an operator that costs
+something, or that joins tensors, has taken it, and computed again if another takes it after all. Whoever reads memory
+past PyTorch's operators, such as a kernel launched by hand, must not be given such a tensor: use kind blocks.
 """
 
-import functools
-import weakref
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,100 +24,24 @@ from torch.utils._pytree import tree_iter, tree_map_only
 from torch.utils.flop_counter import flop_registry
 from torch.utils.weak import WeakIdKeyDictionary
 
-from scripts.errors import bad_value
+from scripts.memory.values import (
+    Held,
+    Nature,
+    Place,
+    Recipe,
+    Value,
+    changed_error,
+    is_whole,
+    nature_of,
+    resize,
+    storage_of,
+    without_running_statistics,
+)
 
 _LONGEST = 12  # operators of a recipe: keeps a ViT's residual stream at every second block
-_SOON = 8  # saved tensors: from a convolution through its norm and activation to the next
 _DEAR = 256  # FLOPs for each value: an intermediate result that costs more is kept while it is due again
 _STEP = 3  # forward and backward together cost that many forward passes
 _LARGE = 1 << 20  # bytes worth giving back within a forward pass
-_WAY_OUT = "Use kind blocks."
-_aten = torch.ops.aten
-_BATCH_NORMS = {_aten.native_batch_norm, _aten.cudnn_batch_norm, _aten.miopen_batch_norm}  # 5: training; 3, 4: running
-_REPEATABLE = {  # deterministic, cheap, with a result of their own; beside the pointwise ones, whose tag says so
-    *(*_BATCH_NORMS, _aten.native_layer_norm, _aten.native_group_norm, _aten._softmax, _aten._log_softmax),
-    *(_aten.cat, _aten.stack, _aten.clone, _aten._to_copy, _aten.constant_pad_nd, _aten.roll, _aten.repeat),
-    *(_aten.avg_pool2d, _aten.avg_pool3d, _aten._prelu_kernel, _aten.upsample_nearest2d, _aten.upsample_nearest3d),
-}
-
-
-class _Value:
-    """What a storage holds after an operator wrote it.
-
-    Attributes:
-        recipe: operator, arguments (tensors, or places within other values), keywords; None: it cannot be repeated.
-        started_from: what the recipe starts from and what is not computed again itself.
-        dependents: recipes that start from it; `fixed` is the result of one whose start is lost.
-        kept: whether something keeps a value without a recipe anyway.
-        steps, flops: operators of the whole recipe, and what they cost.
-        uses: numbers of the tensors saved for backward that backward has not asked for.
-    """
-
-    __slots__ = (
-        "__weakref__",
-        "dependents",
-        "fixed",
-        "flops",
-        "is_dear",
-        "kept",
-        "moved",
-        "nbytes",
-        "pinned",
-        "recipe",
-        "started_from",
-        "steps",
-        "type",
-        "uses",
-    )
-
-    def __init__(self, nbytes: int) -> None:
-        self.recipe: _Recipe | None = None
-        self.started_from: frozenset[_Value] = frozenset()
-        self.dependents: weakref.WeakSet[_Value] = weakref.WeakSet()
-        self.fixed: Tensor | None = None
-        self.kept = self.pinned = self.moved = self.is_dear = False
-        self.type: torch.dtype | None = None
-        self.uses: list[int] = []
-        self.nbytes, self.steps, self.flops = nbytes, 0, 0
-
-    @property
-    def sources(self) -> frozenset["_Value"]:
-        """What must be kept to have this value; without a recipe, itself."""
-        return self.started_from if self.recipe else frozenset((self,))
-
-    def is_due(self, number: int) -> bool:
-        """Whether backward, which asks in the opposite order, will ask for it soon after that number."""
-        return bool(self.uses) and number - self.uses[-1] <= _SOON
-
-
-class _Recipe(NamedTuple):
-    operator: Any
-    args: Any
-    kwargs: Any
-    in_place: bool
-
-
-class _Place:
-    """A tensor within a value that can be computed again."""
-
-    __slots__ = ("geometry", "value")
-
-    def __init__(self, value: _Value, tensor: Tensor) -> None:
-        self.value, self.geometry = value, (tensor.size(), tensor.stride(), tensor.storage_offset())
-
-
-class _Held:
-    """A tensor that is kept, in the state in which backward needs it."""
-
-    __slots__ = ("tensor", "version")
-
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor, self.version = tensor, tensor._version
-
-    def get(self) -> Tensor:
-        if self.tensor._version != self.version:
-            raise _changed(self.tensor)
-        return self.tensor
 
 
 class Recipes(TorchDispatchMode):
@@ -131,10 +58,10 @@ class Recipes(TorchDispatchMode):
         super().__init__()
         self.flops_per_value, self.extra_flops = flops_per_value, extra_flops
         self.flops = self.flops_again = 0
-        self.values: Any = WeakIdKeyDictionary()  # storage -> _Value; no entry: made elsewhere and kept there
-        self.empty: Any = WeakIdKeyDictionary()  # storage -> _Value that is computed again when an operator takes it
+        self.values: Any = WeakIdKeyDictionary()  # storage -> Value; no entry: made elsewhere and kept there
+        self.empty: Any = WeakIdKeyDictionary()  # storage -> Value that is computed again when an operator takes it
         self.saved = 0
-        self.recent: dict[_Value, Tensor] = {}  # computed again, and about to be asked for once more
+        self.recent: dict[Value, Tensor] = {}  # computed again, and about to be asked for once more
 
     def __enter__(self) -> Any:
         self.hooks = torch.autograd.graph.saved_tensors_hooks(self.pack, self.unpack)
@@ -151,10 +78,10 @@ class Recipes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        nature = _nature(func)
+        nature = nature_of(func)
         if nature.is_view:
             return func(*args, **kwargs)
-        taken = [tensor for tensor in tree_iter((args, kwargs)) if _storage(tensor) is not None]
+        taken = [tensor for tensor in tree_iter((args, kwargs)) if storage_of(tensor) is not None]
         for tensor in taken:
             self._refill(tensor, shared=bool(nature.written))
         count = flop_registry.get(func.overloadpacket)
@@ -163,9 +90,9 @@ class Recipes(TorchDispatchMode):
             self._settle(self._made(args[index] if index < len(args) else None))
         result = func(*args, **kwargs)
         for tensor in tree_iter(([args[index] for index in nature.written if index < len(args)], result)):
-            storage = _storage(tensor)
+            storage = storage_of(tensor)
             if storage is not None and (nature.written or storage not in self.values):
-                self.values[storage] = _Value(storage.nbytes())
+                self.values[storage] = Value(storage.nbytes())
         flops = count(*args, **kwargs, out_val=result) if count is not None else 0
         self.flops += flops
         if value is not None:
@@ -182,7 +109,7 @@ class Recipes(TorchDispatchMode):
             storage = tensor.untyped_storage()
             if storage not in self.empty:
                 self.empty[storage] = made
-                _resize(tensor, 0)
+                resize(tensor, 0)
 
     def _refill(self, tensor: Tensor, shared: bool = True) -> None:
         """Compute an emptied tensor again; in its own storage if an operator will write there for others to see."""
@@ -200,15 +127,15 @@ class Recipes(TorchDispatchMode):
                 value.moved = True
                 return
             del self.empty[storage]
-            _resize(tensor, value.nbytes)
+            resize(tensor, value.nbytes)
             size = (value.nbytes // again.element_size(),)
             torch.as_strided(tensor, size, (1,), 0).copy_(torch.as_strided(again, size, (1,), 0))
 
-    def _repeatable(self, func: Any, args: Any, kwargs: Any, nature: "_Nature") -> _Value | None:
+    def _repeatable(self, func: Any, args: Any, kwargs: Any, nature: "Nature") -> Value | None:
         """The result's recipe, if its inputs allow one; written down before an operator in place overwrites them."""
-        value = _Value(0)
+        value = Value(0)
         value.steps = 1
-        sources: set[_Value] = set()
+        sources: set[Value] = set()
         for tensor in tree_iter((args, kwargs)):
             made = self._made(tensor)
             if made is not None:
@@ -217,18 +144,18 @@ class Recipes(TorchDispatchMode):
                 value.flops += made.flops
         target = self._made(args[0]) if nature.written else None
         if target is not None and target.moved:
-            raise _changed(args[0])
-        if nature.written and (target is None or target.recipe is None or not _is_whole(args[0])):
+            raise changed_error(args[0])
+        if nature.written and (target is None or target.recipe is None or not is_whole(args[0])):
             return None  # what it overwrites is gone
         if value.steps > _LONGEST:
             return None
-        args = _without_running_statistics(func, args)
+        args = without_running_statistics(func, args)
         value.started_from = frozenset(sources)
         args, kwargs = tree_map_only(Tensor, self._placed, (args, kwargs))
-        value.recipe = _Recipe(func, args, kwargs, bool(nature.written))
+        value.recipe = Recipe(func, args, kwargs, bool(nature.written))
         return value
 
-    def _write_down(self, value: _Value, flops: int, result: Any) -> None:
+    def _write_down(self, value: Value, flops: int, result: Any) -> None:
         """Keep the recipe if it starts from less than it makes, and costs no more than allowed."""
         first = next(tensor for tensor in tree_iter(result) if isinstance(tensor, Tensor))
         storage = first.untyped_storage()
@@ -243,7 +170,7 @@ class Recipes(TorchDispatchMode):
             for source in value.started_from:
                 source.dependents.add(value)
 
-    def _settle(self, source: _Value | None) -> None:
+    def _settle(self, source: Value | None) -> None:
         """Compute what starts from a value that is about to be overwritten."""
         lost = [value for value in source.dependents if value.recipe] if source else []
         with torch.no_grad(), torch._C._DisableAutocast():
@@ -251,19 +178,19 @@ class Recipes(TorchDispatchMode):
         for value, tensor in zip(lost, fixed, strict=True):
             value.recipe, value.fixed = None, tensor
 
-    def _made(self, tensor: Any) -> _Value | None:
-        storage = _storage(tensor)
+    def _made(self, tensor: Any) -> Value | None:
+        storage = storage_of(tensor)
         return None if storage is None else self.values.get(storage)
 
-    def _placed(self, tensor: Tensor) -> _Place | _Held:
+    def _placed(self, tensor: Tensor) -> Place | Held:
         made = self._made(tensor)
         if made is None or made.recipe is None or tensor.dtype != made.type or tensor.is_conj():
             if made is not None:
                 made.pinned = True
-            return _Held(tensor)
-        return _Place(made, tensor)
+            return Held(tensor)
+        return Place(made, tensor)
 
-    def pack(self, tensor: Tensor) -> "tuple[_Place | _Held, int]":
+    def pack(self, tensor: Tensor) -> "tuple[Place | Held, int]":
         """What is saved for backward instead of the tensor, and its number."""
         self.saved += 1
         made = self._made(tensor)
@@ -273,10 +200,10 @@ class Recipes(TorchDispatchMode):
                 source.kept = True
         return self._placed(tensor), self.saved
 
-    def unpack(self, packed: "tuple[_Place | _Held, int]") -> Tensor:
+    def unpack(self, packed: "tuple[Place | Held, int]") -> Tensor:
         """The tensor, kept or computed again."""
         saved, number = packed
-        if isinstance(saved, _Held):
+        if isinstance(saved, Held):
             return saved.get()
         value = saved.value
         if number in value.uses:  # absent where backward runs twice
@@ -295,66 +222,21 @@ class Recipes(TorchDispatchMode):
             self.recent.pop(value, None)
         return torch.as_strided(tensor, *saved.geometry)
 
-    def _again(self, value: _Value, number: int, private: bool = False) -> Tensor:
+    def _again(self, value: Value, number: int, private: bool = False) -> Tensor:
         """The operator's result; private: nobody else has it, so that it may be changed in place."""
         if value in self.recent and not private:
             return self.recent[value]
         operator, args, kwargs, in_place = value.recipe  # type: ignore[misc]
 
-        def get(saved: _Place | _Held, private: bool = False) -> Tensor:
-            if isinstance(saved, _Held):
+        def get(saved: Place | Held, private: bool = False) -> Tensor:
+            if isinstance(saved, Held):
                 return saved.get()
             return torch.as_strided(self._again(saved.value, number, private), *saved.geometry)
 
         changed = [get(args[0], private=True)] if in_place else []
-        args, kwargs = tree_map_only((_Place, _Held), get, ((*args[len(changed) :],), kwargs))
+        args, kwargs = tree_map_only((Place, Held), get, ((*args[len(changed) :],), kwargs))
         result = operator(*changed, *args, **kwargs)
         first = next(tensor for tensor in tree_iter(result) if isinstance(tensor, Tensor))
         if value.is_dear and value.is_due(number) and not private:
             self.recent[value] = first
         return first
-
-
-class _Nature(NamedTuple):
-    is_view: bool
-    written: tuple[int, ...]  # arguments that it changes in place
-    repeatable: bool
-
-
-@functools.cache
-def _nature(func: Any) -> _Nature:
-    """What the operator's schema and tags say of it."""
-    written = tuple(index for index, argument in enumerate(func._schema.arguments) if argument.is_write)
-    aliases = any(result.alias_info is not None and not result.alias_info.is_write for result in func._schema.returns)
-    packet = func.overloadpacket
-    known = torch.Tag.pointwise in func.tags or packet in _REPEATABLE or packet in flop_registry
-    random = torch.Tag.nondeterministic_seeded in func.tags
-    return _Nature(aliases and not written, written, known and not random and written in ((), (0,)))
-
-
-def _without_running_statistics(func: Any, args: Any) -> Any:
-    """The arguments of a batch norm that updates nothing; those of any other operator as they are."""
-    if func.overloadpacket in _BATCH_NORMS and args[5]:
-        return (*args[:3], None, None, *args[5:])
-    return args
-
-
-def _changed(tensor: Tensor) -> RuntimeError:
-    found = f"a tensor of shape {tuple(tensor.shape)} that changes in place after others have taken it"
-    return RuntimeError(bad_value("strategy selective", "forward", found, "operators out of place", _WAY_OUT))
-
-
-def _storage(tensor: Any) -> Any:
-    """The tensor's storage, None where there is none."""
-    try:
-        return tensor.untyped_storage() if isinstance(tensor, Tensor) else None
-    except NotImplementedError:  # sparse and opaque tensors
-        return None
-
-
-def _resize(tensor: Tensor, nbytes: int) -> None:
-    torch.ops.inductor.resize_storage_bytes_(tensor, nbytes)  # an operator, so that whoever counts bytes sees it
-
-
-def _is_whole(tensor: Tensor) -> bool:
-    return tensor.numel() * tensor.element_size() == tensor.untyped_storage().nbytes()
