@@ -65,6 +65,33 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(places, tmp_path, s
     assert (whole["resumed_from_epoch"], parts["resumed_from_epoch"]) == (0, (iterations[-1] - 1) // 6)
 
 
+@pytest.mark.parametrize(("killed", "share"), [("best.pt", 1.0), ("state.pt", 0.5)])
+def test_a_training_killed_while_it_writes_goes_on_to_the_same_weights(places, tmp_path, monkeypatch, killed, share):
+    options = {**places, **FULL, "max_epochs": 3}
+    train(tmp_path / "whole", **options)
+    write, number = Path.write_bytes, 0
+
+    def interrupted(path: Path, content: bytes) -> int:
+        nonlocal number
+        number += path.name == f"{killed}.tmp"
+        if number == 2 and path.name == f"{killed}.tmp":
+            write(path, content[: int(share * len(content))])
+            patched.setattr(Path, "unlink", lambda *_, **__: None)  # a process that is killed tidies nothing up
+            raise KilledError
+        return write(path, content)
+
+    workflow = prepare_training(tmp_path / "parts", **options)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_bytes", interrupted)
+        with pytest.raises(RuntimeError, match="Failed to evaluate"):
+            workflow.run()
+    assert number == 2 and interrupted_epoch(tmp_path / "parts" / "checkpoints" / "state.pt") in (1, 2)
+    train(tmp_path / "parts", resume=True, **options)
+    for name in ("model.pt", "checkpoints/best.pt", "checkpoints/last.pt"):
+        assert_same_weights(tmp_path / "parts" / name, tmp_path / "whole" / name)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
 def test_a_finished_training_is_not_trained_again_and_an_early_stopped_one_neither(places, tmp_path):
     for name, options in (("all", {}), ("early", {"learning_rate": 1e-9, "patience": 1})):
         train(tmp_path / name, **places, **options)

@@ -163,6 +163,17 @@ def test_progress_says_at_the_end_which_epoch_was_best(caplog):
     ]
 
 
+def test_progress_is_shown_by_one_process_alone_and_where_it_is_wanted(capsys):
+    shown = []
+    for rank, progress in ((0, True), (1, True), (0, False)):
+        trainer, evaluator = validated(2)
+        trainer.state.rank = rank
+        EpochProgress(evaluator, "head", progress).attach(trainer)
+        trainer.run()
+        shown.append("head: 100%" in capsys.readouterr().err)
+    assert shown == [True, False, False]
+
+
 def test_a_training_without_validation_is_an_error_at_its_end():
     trainer, evaluator = validated(2, interval=3)
     EpochProgress(evaluator).attach(trainer)

@@ -200,7 +200,7 @@ def test_training_leaves_model_card_record_and_checkpoints(tmp_path):
     places = write_features(tmp_path)
     train(tmp_path / "out", **places)
     card, record = json.loads((tmp_path / "out" / "model.json").read_text()), record_of(tmp_path / "out")
-    assert card == record["recipe"]
+    assert card == {**record["recipe"], "temperature": card["temperature"]} and card["temperature"] > 0
     assert {"seed", "datalist_digest", "store_digest", "encoder_digest", "head_name", "schedule"} <= card.keys()
     assert record == json.loads((tmp_path / "out" / "checkpoints" / "run.json").read_text())
     best, model = weights(tmp_path / "out" / "checkpoints" / "best.pt"), weights(tmp_path / "out" / "model.pt")
@@ -208,3 +208,14 @@ def test_training_leaves_model_card_record_and_checkpoints(tmp_path):
         torch.testing.assert_close(model[f"head.{name}"], best[name], rtol=0, atol=0)
     assert str(tmp_path) not in (tmp_path / "out" / "run.json").read_text()
     assert LABEL not in record
+
+
+def test_a_control_leaves_model_card_and_record_of_the_training_beside_it_as_they_are(tmp_path):
+    places = write_features(tmp_path)
+    train(tmp_path / "out", **places, max_epochs=1)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    assert before.keys() == {"model.pt", "model.json", "run.json"}
+    control = str(tmp_path / "control")
+    train(tmp_path / "out", **places, max_epochs=1, frames_shown="shuffled", checkpoint_dir=control)
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir() if path.is_file()}
+    assert json.loads((tmp_path / "control" / "run.json").read_text())["recipe"]["frames_shown"] == "shuffled"
