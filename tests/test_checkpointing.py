@@ -7,7 +7,7 @@ import pytest
 import timm
 import torch
 from monai.networks import nets
-from torch import nn
+from torch import distributed, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -251,3 +251,21 @@ def test_chunks_of_an_encoder_that_normalises_over_the_batch_are_refused():
     encoder = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
     with pytest.raises(ValueError, match="an encoder without BatchNorm"):
         apply(encoder, {"kind": "chunks", "frames": 2})
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["blocks", "selective", "chunks"])
+def test_distributed_data_parallel_trains_a_checkpointed_classifier(kind, one_process):
+    torch.manual_seed(0)
+    network = classifier()
+    _, plain, _, held = step(network, (2, 4, 3, 32, 32))
+    _, gradients, _, held_now = step(nn.parallel.DistributedDataParallel(apply(network, kind)), (2, 4, 3, 32, 32))
+    for name, gradient in plain.items():
+        torch.testing.assert_close(gradients[f"module.{name}"], gradient, rtol=1e-5, atol=1e-6)
+    assert held_now < held
