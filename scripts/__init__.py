@@ -118,6 +118,9 @@ Imports point from the end of this list to its beginning, never back.
       engine       batches, metrics, devices, processes for MONAI's engines
       handlers     events of the engines -> randomness of an epoch, its loss, its end, progress, tracking
       checkpoints  engines after an epoch -> best.pt, and the state that an interrupted run goes on from
+      accumulation batches of one step -> the share of each in its loss
+      finetuning   exams, model.pt or encoder weights -> frames, what learns and how fast, model.pt
+      out_of_memory a trainer without memory left -> what to change, in which order
       workflow     overrides -> a head trained by configs/train.yaml in this process
       outputs      head, sequences -> logits, what each frame had to do with them
       controls     recipe of a model -> heads without order, time or a trained encoder; one frame alone

@@ -48,7 +48,7 @@ def expressions(value: object) -> list[str]:
     return [value] if isinstance(value, str) and value.startswith("$") else []
 
 
-@pytest.mark.parametrize("name", [*WORKFLOWS, "plan_memory"])
+@pytest.mark.parametrize("name", [*WORKFLOWS, "finetune", "plan_memory"])
 def test_readme_table_and_knobs_block_agree(name):
     readme = (ROOT / "README.md").read_text()
     section = re.search(rf"### configs/{name}\.yaml\n(.*?)(?=\n##|\Z)", readme, re.S)
@@ -62,7 +62,7 @@ def test_readme_table_and_knobs_block_agree(name):
     assert table == stated
 
 
-@pytest.mark.parametrize("name", WORKFLOWS + OVERLAYS)
+@pytest.mark.parametrize("name", (*WORKFLOWS, "finetune", *OVERLAYS))
 def test_expressions_are_short_and_simple(name):
     found = expressions(load(name))
     assert found
@@ -71,7 +71,7 @@ def test_expressions_are_short_and_simple(name):
         assert "lambda" not in expression and " for " not in expression and "open(" not in expression
 
 
-@pytest.mark.parametrize("name", (*WORKFLOWS, "plan_memory", "multi_gpu_cache"))
+@pytest.mark.parametrize("name", (*WORKFLOWS, "finetune", "plan_memory", "multi_gpu_cache"))
 def test_initialize_finds_the_bundle_then_checks_the_overrides(name):
     first, second = load(name)["initialize"][:2]
     assert first == "$sys.path.insert(0, os.path.abspath(@bundle_root))"
@@ -85,10 +85,11 @@ def test_files_stay_within_their_lengths():
         assert len((CONFIGS / f"{name}.yaml").read_text().splitlines()) <= 50, name
 
 
-def test_preprocessing_is_the_same_in_caching_and_inference():
-    cache, inference = (load(name)["preprocessing"]["transforms"] for name in ("cache_features", "inference"))
+def test_preprocessing_is_the_same_in_caching_finetuning_and_inference():
+    names = ("cache_features", "inference", "finetune")
+    cache, inference, finetune = (load(name)["preprocessing"]["transforms"] for name in names)
     assert len(cache) == 5
-    assert cache == inference
+    assert cache == inference == finetune
 
 
 def test_settings_kept_with_the_features_are_the_knobs_that_decide_them():
