@@ -221,6 +221,13 @@ def test_passes_added_later_compute_the_new_ones_alone(items, folder):
     assert run(items, folder, augmentation=augmentation, augmented_passes=1) == []
 
 
+def test_passes_that_no_memory_would_hold_are_refused_before_anything_is_made(items, folder):
+    with pytest.raises(ValueError) as error:
+        run(items, folder, augmentation=make_augmentation(), augmented_passes=10**9)
+    assert_message(error.value, "augmented_passes is 1000000000, needs 0 to 64")
+    assert not folder.exists()
+
+
 def test_global_random_state_is_left_alone_by_augmented_passes(items, folder):
     torch.manual_seed(0)
     before = torch.get_rng_state()

@@ -25,6 +25,7 @@ from scripts.store.store import FeatureStore
 logger = logging.getLogger("angiography")
 
 MAX_READERS = 16  # they share one interpreter: more wait for each other
+MAX_PASSES = 64  # those of an exam are in memory together, 10 MB each of 16 frames of 224 pixels
 
 
 def cache_features(
@@ -62,16 +63,18 @@ def cache_features(
         batch_frames: frames a forward pass; `auto` tries a few sizes.
         num_readers: threads that read ahead; `auto` for two beside a CPU's own work, one a core for a GPU.
         augmentation: random transforms for the augmented passes.
-        augmented_passes: stored beside the plain features of each exam.
+        augmented_passes: stored beside the plain features of each exam, at most 64.
         rank: of this process.
         world_size: number of processes.
         progress: show a progress bar.
         record: of this run; rank 0 leaves it beside the features.
 
     Raises:
-        ValueError: the folder holds a store of another fingerprint, or a damaged one.
+        ValueError: a number out of its range; the folder holds a store of another fingerprint, or a damaged one.
         RunFailedError: the run is complete but some exams could not be used.
     """
+    if not 0 <= augmented_passes <= MAX_PASSES:
+        raise ValueError(bad_value("configuration", "augmented_passes", augmented_passes, f"0 to {MAX_PASSES}"))
     store = FeatureStore.create(Path(features_dir), fingerprint, settings, made_with)
     engine = Engine(encoder, fingerprint["engine"], fingerprint["precision"], device)
     seed = (fingerprint["augmentation"] or {}).get("seed", 0)
