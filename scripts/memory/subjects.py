@@ -16,8 +16,8 @@ from scripts.networks.encoder import FrameEncoder
 from scripts.networks.heads import make_head
 
 PRESETS: dict[str, dict[str, Any]] = {  # arguments of MONAI's networks that have no default there, as often used
-    "UNet": {"channels": (32, 64, 128, 256, 512), "strides": (2, 2, 2, 2), "num_res_units": 2},
-    "AttentionUnet": {"channels": (32, 64, 128, 256, 512), "strides": (2, 2, 2, 2)},
+    "UNet": {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2), "num_res_units": 2},
+    "AttentionUnet": {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2)},
     "DynUNet": {
         "kernel_size": [3] * 5,
         "strides": [1, 2, 2, 2, 2],
