@@ -191,8 +191,8 @@ def test_path_in_the_fingerprint_itself_is_refused(tmp_path, name):
 # --- refusals ---
 
 
-@pytest.mark.parametrize("licence", ["", "  ", True])
-def test_export_without_a_licence_is_refused(store, tmp_path, licence):
+@pytest.mark.parametrize("licence", ["", "  ", True, "CC0\n# Heading", "CC0\x1b[31m"])
+def test_export_without_a_licence_of_one_line_is_refused(store, tmp_path, licence):
     with pytest.raises(ValueError, match="licence") as error:
         export(store, tmp_path / "out", licence=licence)
     assert_message(error.value, "licence")

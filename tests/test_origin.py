@@ -1,6 +1,7 @@
 """fingerprint.json: which store it is, what is compared, and what is told when it is lost or damaged."""
 
 import json
+import os
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import pytest
 
 from scripts.store.origin import Origin, read_origin, write_origin
 from scripts.store.store import FeatureStore
+from tests.conftest import assert_message
 from tests.stores import FINGERPRINT, assert_holds, fill, flip
 
 SETTINGS = {"encoder_name": "tiny", "phase_bounds_s": [103.0, 518.0], "border": None}
@@ -33,6 +35,15 @@ def test_file_says_fingerprint_settings_versions_and_their_digest(folder):
     content = json.loads((folder / "fingerprint.json").read_text())
     assert re.fullmatch("[0-9a-f]{64}", content.pop("digest"))
     assert content == {"fingerprint": FINGERPRINT, "settings": SETTINGS, "made_with": {"torch": "2.15.0"}}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_fingerprint_that_is_no_file_is_refused_and_not_waited_for(folder, make):
+    folder.mkdir()
+    make(folder / "fingerprint.json")
+    with pytest.raises(ValueError) as error:
+        read_origin(folder)
+    assert_message(error.value, "fingerprint.json is a folder or a device, needs a file")
 
 
 def test_settings_and_versions_are_kept_as_they_were_and_not_compared(folder):

@@ -71,8 +71,8 @@ def export_store(
     """
     folder, out = Path(path), Path(output)
     licence = "" if isinstance(licence, bool) else str(licence).strip()
-    if not licence:
-        allowed = "the licence under which others may use the features"
+    if not licence.isprintable() or not licence:
+        allowed = "in one line the licence under which others may use the features"
         raise ValueError(bad_value("configuration", "licence", licence, allowed, 'Such as --licence "CC BY 4.0".'))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(bad_value(out, "output", "not empty", "a new or empty folder"))

@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scripts.errors import bad_value
 from scripts.store.files import remove_leftovers, write_whole
 from scripts.store.shards import CACHE_COMMAND
 
@@ -47,6 +48,8 @@ def read_origin(folder: Path) -> Origin:
         ValueError: the file is not as it was written.
     """
     path = folder / FINGERPRINT_FILE
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ValueError(bad_value(folder, FINGERPRINT_FILE, "a folder or a device", "a file", "Remove it."))
     try:
         content = path.read_bytes()
     except FileNotFoundError:
