@@ -153,7 +153,7 @@ class Commands:
         """
         from scripts.reports.comparison import compare_reports
 
-        print(compare_reports(a, b, num_resamples, seed))
+        print(compare_reports(str(a), str(b), num_resamples, seed))
 
     def weights(self, name: str, models_dir: str = "models", source: str | None = None) -> None:
         """Make or download named encoder weights, verify them and print their digest.

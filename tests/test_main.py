@@ -90,6 +90,24 @@ def test_every_store_command_is_tested_here():
     assert isinstance(Commands.store, StoreCommands)
 
 
+def test_folder_whose_name_is_a_number_is_a_path(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for words in (["info", 5], ["verify", 5], ["merge", 6, 5], ["prune", 5], ["export", 5, 6, "CC0-1.0"]):
+        with pytest.raises(FileNotFoundError, match="5: no feature store here"):
+            run(monkeypatch, "store", *words)
+
+
+def test_file_in_place_of_a_store_is_no_store(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(FileNotFoundError, match="no feature store here"):
+        run(monkeypatch, "store", "info", tmp_path / "file")
+
+
+def test_dry_run_is_true_or_false(store, monkeypatch):
+    with pytest.raises(ValueError, match="--dry_run is maybe, needs True or False"):
+        run(monkeypatch, "store", "prune", store, "--dry_run", "maybe")
+
+
 # --- exit status ---
 
 

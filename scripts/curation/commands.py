@@ -1,4 +1,9 @@
-"""`python -m scripts store COMMAND`: what is done to a whole store; nothing heavy is imported before a command runs."""
+"""`python -m scripts store COMMAND`: what is done to a whole store; nothing heavy is imported before a command runs.
+
+Fire makes a number of a folder such as 2024, which is a path all the same.
+"""
+
+from scripts.errors import bad_value
 
 
 class StoreCommands:
@@ -12,7 +17,7 @@ class StoreCommands:
         """
         from scripts.curation.overview import store_info
 
-        finish(*store_info(path))
+        finish(*store_info(str(path)))
 
     def verify(
         self,
@@ -39,7 +44,7 @@ class StoreCommands:
         """
         from scripts.curation.verification import verify_store
 
-        finish(*verify_store(path, datalist, dataset_dir, models_dir, sample, seed))
+        finish(*verify_store(str(path), datalist, dataset_dir, models_dir, sample, seed))
 
     def merge(self, output: str, *paths: str) -> None:
         """Join stores of one fingerprint into one with large shards; with a single one, write it compactly.
@@ -53,7 +58,7 @@ class StoreCommands:
         """
         from scripts.curation.merging import merge_stores
 
-        finish(*merge_stores(output, paths))
+        finish(*merge_stores(str(output), [str(path) for path in paths]))
 
     def prune(
         self, path: str, datalist: str | None = None, dataset_dir: str | None = None, dry_run: bool = False
@@ -71,7 +76,9 @@ class StoreCommands:
         """
         from scripts.curation.maintenance import prune_store
 
-        finish(*prune_store(path, datalist, dataset_dir, dry_run))
+        if not isinstance(dry_run, bool):
+            raise ValueError(bad_value("store prune", "--dry_run", dry_run, "True or False"))
+        finish(*prune_store(str(path), datalist, dataset_dir, dry_run))
 
     def export(
         self,
@@ -99,7 +106,7 @@ class StoreCommands:
         """
         from scripts.curation.export import export_store
 
-        print(export_store(path, output, licence, datalist, dataset_dir, synthetic, skip_missing))
+        print(export_store(str(path), str(output), licence, datalist, dataset_dir, synthetic, skip_missing))
 
 
 def finish(text: str, passed: bool) -> None:

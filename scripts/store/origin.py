@@ -52,7 +52,7 @@ def read_origin(folder: Path) -> Origin:
         raise ValueError(bad_value(folder, FINGERPRINT_FILE, "a folder or a device", "a file", "Remove it."))
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{folder}: no feature store here. Make it first: {CACHE_COMMAND}") from None
     try:
         read = json.loads(content)
