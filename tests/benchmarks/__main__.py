@@ -1,12 +1,14 @@
-"""Run every benchmark and write what it printed to docs/benchmarks.md: `python -m tests.benchmarks [--quick]`.
+"""Run benchmarks and write what they printed to docs/benchmarks.md: `python -m tests.benchmarks [NAME ...] [--quick]`.
 
-A benchmark that missed a bar is written too, and the exit status says so.
+Without a name all of them; sections of others stay as they are. A benchmark that missed a bar is written too, and the
+exit status says so.
 """
 
 import argparse
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -32,23 +34,33 @@ def machine() -> str:
 
 def main() -> int:
     """Run them in the order of their names; the exit status is 1 if any failed or missed a bar."""
+    known = sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in NOT_BENCHMARKS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)}")
     parser.add_argument("--quick", action="store_true", help="fewer repeats, each under a minute")
-    options = ["--quick"] if parser.parse_args().quick else []
-    sections, status = [f"Machine: {machine()}\n"], 0
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        if path.stem in NOT_BENCHMARKS:
-            continue
-        command = ["-m", f"tests.benchmarks.{path.stem}", "--check", *options]
+    given = parser.parse_args()
+    if unknown := set(given.names) - set(known):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    status = 0
+    for name in given.names or known:
+        command = ["-m", f"tests.benchmarks.{name}", "--check", *["--quick"] * given.quick]
         print(f"$ python {' '.join(command)}", flush=True)
         done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
         print(done.stdout + done.stderr, flush=True)
         status |= done.returncode != 0
         tables = done.stdout.strip().rpartition("\n")[0].strip()  # all but the closing JSON
-        sections.append(f"## {path.stem}: `python {' '.join(command)}`\n\n```text\n{tables}\n```\n")
-    kept = PAGE.read_text().partition(MARK)[0].rstrip()
-    PAGE.write_text("\n".join([kept, "", MARK, *sections]))
+        keep(name, f"## {name}: `python {' '.join(command)}`\n\n```text\n{tables or 'It ended with an error.'}\n```\n")
     return status
+
+
+def keep(name: str, section: str) -> None:
+    """Put a section into the page in place of the one of that name, in the order of names."""
+    above, _, below = PAGE.read_text().partition(MARK)
+    parts = re.split(r"^(?=## )", below, flags=re.M)
+    sections = {part[3:].partition(":")[0]: part.rstrip() + "\n" for part in parts if part.startswith("## ")}
+    sections[name] = section
+    measured = [f"Machine: {machine()}\n", *(sections[each] for each in sorted(sections))]
+    PAGE.write_text("\n".join([above.rstrip(), "", MARK, *measured]))
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from tests.benchmarks.report import ROOT, Figure, finish, print_table, seconds
 from tests.benchmarks.store import NUM_FRAMES, WIDTH, key_of
 
 BATCH_SIZE, NUM_CLASSES, FRAME_DROPOUT, SMOOTHING, LONGEST_GRADIENT = 64, 5, 0.1, 0.05, 1.0
-LEARNING_RATE, WEIGHT_DECAY = 0.001, 0.01
+LEARNING_RATE, WEIGHT_DECAY = 0.003, 0.01
 MORE_TIME = 1.25
 SETTINGS = {
     "encoder_name": "vit_small_patch14_dinov2",
