@@ -126,7 +126,7 @@ try:
 except ValueError as error:
     raise RuntimeError('config text of many lines') from error
 """
-SLIP = "from scripts.networks.heads import make_head; make_head('gru', 'many', 1)"  # TypeError in our code
+SLIP = "from scripts.networks.heads import make_head; make_head('gru')"  # TypeError in our code
 PLAIN = (
     "error: configuration: head_name is vit, needs one of mean, max, last, attention, gru, lstm, tcn, transformer.\n"
 )

@@ -27,6 +27,7 @@ from scripts.store.store import FeatureStore
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs"
 ENCODER = {"encoder_name": "test_vit", "encoder_weights": "random:0", "image_size": 48, "max_frames": 8}
+HEAD = {"num_layers": 2, "bidirectional": True, "readout": "last"}  # other than by default: all have to follow
 IDENTITIES = ("Verrückt^Anna", "ID-4711-SECRET", "19510203", "St. Elsewhere Clinic")
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")  # MONAI 1.6.1: configs run code
 
@@ -80,8 +81,7 @@ def flow(tmp_path_factory) -> dict[str, Path]:
     assert plant_identities(data) > 18
     make_datalist(data, data / "labels.csv", classes=CLASSES["ffa_leak"], num_folds=3)
     places = {"dataset_dir": str(data), "output_dir": str(out)}
-    head = {"num_layers": 2, "bidirectional": True, "readout": "last"}  # other than by default: all have to follow
-    trained = {**places, **head, "model_path": str(out / "model.pt"), "max_epochs": 3, "batch_size": 8}
+    trained = {**places, **HEAD, "model_path": str(out / "model.pt"), "max_epochs": 3, "batch_size": 8}
     run_here("train", ("cache_features",), **places, **ENCODER, progress=False)
     run_here("train", ("train",), **trained)
     judged = {**places, "model_path": trained["model_path"], "num_resamples": 200}
@@ -263,7 +263,7 @@ def test_two_processes_cache_the_same_store_and_train(flow, tmp_path):
     assert_equal_stores(tmp_path / "out" / "features", flow["out"] / "features")
     ranks = {path.name.split("-")[0] for path in (tmp_path / "out" / "features").glob("rank*.safetensors")}
     assert ranks == {"rank0", "rank1"}
-    trained = {**settings, "model_path": tmp_path / "model.pt", "max_epochs": 2, "batch_size": 8}
+    trained = {**settings, **HEAD, "model_path": tmp_path / "model.pt", "max_epochs": 2, "batch_size": 8}
     done = run_outside(tmp_path, "train", "multi_gpu_train", processes=2, **trained)
     assert done.returncode == 0, done.stderr
     assert (
@@ -278,7 +278,7 @@ def test_another_institution_trains_from_the_exported_features_without_any_image
     said = export_store(flow["out"] / "features", exported, "CC0-1.0", flow["data"] / "datalist.json", progress=False)
     assert "licence CC0-1.0" in said
     places = {"dataset_dir": str(exported), "features_dir": str(exported), "datalist": str(exported / "datalist.json")}
-    options = {"output_dir": str(tmp_path / "out"), "model_path": str(tmp_path / "model.pt"), "max_epochs": 2}
+    options = {**HEAD, "output_dir": str(tmp_path / "out"), "model_path": str(tmp_path / "model.pt"), "max_epochs": 2}
     run_here("train", ("train",), **places, **options, batch_size=8)
     ours, theirs = (torch.load(path, weights_only=True) for path in (tmp_path / "model.pt", flow["model"]))
     assert ours.keys() == theirs.keys()

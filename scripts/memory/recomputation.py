@@ -80,6 +80,9 @@ class Recipes(TorchDispatchMode):
         kwargs = kwargs or {}
         nature = nature_of(func)
         if nature.is_view:
+            for tensor in tree_iter((args, kwargs)):  # a view has to lie inside of its memory
+                if storage_of(tensor) is not None:
+                    self._refill(tensor)
             return func(*args, **kwargs)
         taken = [tensor for tensor in tree_iter((args, kwargs)) if storage_of(tensor) is not None]
         for tensor in taken:
