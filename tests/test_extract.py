@@ -1,5 +1,7 @@
 """Feature extraction: each frame once, each exam by its content, each setting in the fingerprint."""
 
+import os
+import sys
 import threading
 from pathlib import Path
 
@@ -171,6 +173,18 @@ def test_reading_ahead_that_is_given_up_waits_for_no_exam_and_begins_no_other():
     exams.close()  # the readers of two others stand still
     go_on.set()
     assert max(begun) <= 2
+
+
+def test_threads_that_read_leave_the_cores_to_the_encoder():
+    before = torch.get_num_threads(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def read(_: int) -> tuple[int, int]:
+        return torch.get_num_threads(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    for threads, niceness in read_ahead(read, range(4), readers=2):
+        assert threads == 1
+        assert niceness >= 10 or sys.platform != "linux"
+    assert (torch.get_num_threads(), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())) == before
 
 
 def test_run_on_a_damaged_store_names_the_shard_and_the_way_to_repair_it(items, folder):

@@ -2,6 +2,8 @@
 
 import copy
 import hashlib
+import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,6 +13,7 @@ from typing import Any
 
 import torch
 from monai.transforms import Compose
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from scripts.errors import bad_value
@@ -20,6 +23,8 @@ from scripts.features.packing import encode_packed
 from scripts.keys import ERROR, FRAME_INDICES, FRAME_TIMES, HEADER, IMAGE, SOURCE
 from scripts.sequences.dataset import SequenceDataset, relative_message
 from scripts.store.store import FeatureStore, StoredSequence
+
+NICENESS = 10  # of a thread that reads: a tenth of the weight of one that computes
 
 
 @dataclass
@@ -122,7 +127,7 @@ def read_ahead(reader: Callable[[int], Exam], positions: Iterable[int], readers:
 
     MONAI's ThreadDataLoader does this too, but ends silently when reading raises (1.6.1).
     """
-    pool = ThreadPoolExecutor(readers)
+    pool = ThreadPoolExecutor(readers, initializer=_give_way)
     try:
         pending: deque[Future[Exam]] = deque()
         for position in positions:
@@ -133,6 +138,15 @@ def read_ahead(reader: Callable[[int], Exam], positions: Iterable[int], readers:
             yield pending.popleft().result()
     finally:  # nothing is waited for: where the caller failed, it may be the garbage collector that ends this
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _give_way() -> None:
+    """Keep the calling thread to one core, behind those that compute: each waits for all others at every product."""
+    torch.get_num_threads()  # first, for a thread's first call takes over the number of the process
+    threadpool_limits(1, user_api="openmp")  # that of the calling thread alone
+    if sys.platform == "linux":  # where a thread has a niceness of its own
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(os.getpriority(os.PRIO_PROCESS, thread), NICENESS))
 
 
 def encode(

@@ -93,7 +93,7 @@ def against_bare_encoder(folder: Path, quick: bool) -> list[Figure]:
     figures, rows = [], []
     for name in ("raw", "jpeg"):
         pixels = phantom_frames()
-        paths = [write_run(folder / name / f"{i}.dcm", pixels, ENCODINGS[name]) for i in range(2 if quick else 5)]
+        paths = [write_run(folder / name / f"{i}.dcm", pixels, ENCODINGS[name]) for i in range(2 if quick else 8)]
         items = [{IMAGE: path, SOURCE: path.name} for path in paths]
         frames = torch.cat([preprocessing(dict(item))[IMAGE] for item in items])  # (N, 3, H, W)
         whole = caching(items, preprocessing, encoder, fingerprint, folder)
