@@ -61,7 +61,8 @@ def cache_features(
         settings: the workflow's knobs, kept with the features.
         made_with: versions, kept with the features.
         batch_frames: frames a forward pass; `auto` tries a few sizes.
-        num_readers: threads that read ahead; `auto` for two beside a CPU's own work, one a core for a GPU.
+        num_readers: threads that read ahead; `auto` for one to four cores of a CPU that also encodes, one a core
+            for a GPU.
         augmentation: random transforms for the augmented passes.
         augmented_passes: stored beside the plain features of each exam, at most 64.
         rank: of this process.
@@ -112,10 +113,10 @@ def cache_features(
 
 
 def _count_readers(wanted: str | int, device: torch.device) -> int:
-    """How many threads read: two keep a CPU busy that also encodes; a GPU waits for as many as there are cores."""
+    """How many threads read: of a CPU that also encodes a quarter of the cores, of one that feeds a GPU all."""
     if wanted == AUTO:
-        processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return 2 if device.type == "cpu" else min(max((os.cpu_count() or 2) // processes, 2), MAX_READERS)
+        cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return min(max(cores // 4, 1) if device.type == "cpu" else max(cores, 2), MAX_READERS)
     if not isinstance(wanted, int) or isinstance(wanted, bool) or not 1 <= wanted <= MAX_READERS:
         raise ValueError(bad_value("configuration", "num_readers", wanted, f"{AUTO} or 1 to {MAX_READERS}"))
     return wanted
