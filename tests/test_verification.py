@@ -166,6 +166,12 @@ def test_list_that_came_with_an_export_cannot_be_encoded(store, made, tmp_path):
         verify_store(store, str(tmp_path / "datalist.json"), progress=False)
 
 
+def test_list_that_is_absent_is_told_before_a_byte_is_compared(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("scripts.curation.verification.inspect_stores", lambda *_, **__: pytest.fail("bytes were read"))
+    with pytest.raises(FileNotFoundError, match=r"absent\.json"):
+        verify_store(made / "features", str(tmp_path / "absent.json"), progress=False)
+
+
 @pytest.mark.parametrize("sample", [0, -1, 1.5, "many"])
 def test_sample_that_is_no_count_is_refused(made, sample):
     with pytest.raises(ValueError, match="sample") as error:

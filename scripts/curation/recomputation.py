@@ -74,20 +74,29 @@ def set_up(folder: Path, origin: Origin, models_dir: str | Path | None = None) -
     return Recomputation(preprocessing, augmentation, seed, engine)
 
 
+def exams_to_encode(datalists: str | Sequence[str], dataset_dir: str | Path | None) -> list[dict[str, Any]]:
+    """The items of the lists.
+
+    Raises:
+        ValueError: a list cannot be read, or names stored entries, which have no images.
+    """
+    items = listed_items(datalists, dataset_dir)
+    exported = next((item[SOURCE] for item in items if ENTRY in item), None)
+    if exported is not None:
+        raise ValueError(bad_value(exported, ENTRY, "a stored entry", "an exam to encode: this list has no images"))
+    return items
+
+
 def compare_sample(
     folder: Path,
-    datalists: str | Sequence[str],
-    dataset_dir: str | Path | None,
+    items: Sequence[dict[str, Any]],
     again: Recomputation,
     sample: int,
     seed: int,
     progress: bool,
 ) -> tuple[list[str], bool]:
     """A line for each entry of some exams that are encoded again, and whether all are close to what is stored."""
-    store, items = FeatureStore.open(folder), listed_items(datalists, dataset_dir)
-    exported = next((item[SOURCE] for item in items if ENTRY in item), None)
-    if exported is not None:
-        raise ValueError(bad_value(exported, ENTRY, "a stored entry", "an exam to encode: this list has no images"))
+    store = FeatureStore.open(folder)
     exams = dict(zip(all_keys(items, progress), items, strict=True))  # exams of one content once
     passes = with_passes(list(exams), lambda keys: store.find(keys) >= 0)
     here = [(key, stored) for key, stored in zip(exams, passes, strict=True) if stored]

@@ -43,10 +43,11 @@ def verify_store(
         return "\n".join(lines), whole
     from scripts.curation import recomputation  # with all that encodes, seconds to import; bytes need none of it
 
+    items = recomputation.exams_to_encode(datalists, dataset_dir)
     again = recomputation.set_up(folder, origin, models_dir)
     lines, whole = _compare_bytes(folder, origin.digest(), progress)
     if whole:
-        found, whole = recomputation.compare_sample(folder, datalists, dataset_dir, again, sample, seed, progress)
+        found, whole = recomputation.compare_sample(folder, items, again, sample, seed, progress)
     else:
         found = ["No exam was encoded again: repair the store first."]
     return "\n".join([*lines, *found]), whole
