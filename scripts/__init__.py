@@ -75,8 +75,9 @@ Imports point from the end of this list to its beginning, never back.
       search       workload, bytes that are free -> the way to train it with the least extra FLOPs
       subjects     name of a network or config -> workload
       budget       24GB, a card's name -> bytes that a step may hold
-      plan         workload, budget -> table, YAML for finetune.yaml, largest input that fits
-      tables       the plan command -> its text; tables of docs/memory.md
+      plan         workload, budget -> table, YAML for finetune.yaml
+      largest      workload, bytes that are free -> the largest batch, frames, image or volume that fits
+      tables       cards, typical studies -> the tables of docs/memory.md
 
     store/         features on disk, by key
       files        bytes -> a file of the store, whole or absent
@@ -140,6 +141,7 @@ Imports point from the end of this list to its beginning, never back.
       page         scores -> report.html, report.json, table
       predictions  rows -> predictions.csv, predictions.json
       inference    engine output -> rows
+      plan_page    a memory plan -> plan.html
       judged       model.pt, store, list -> the model, checked; what its controls make of a split
       evaluation   model, controls, held-out split -> report
 
@@ -152,6 +154,7 @@ Imports point from the end of this list to its beginning, never back.
       refit        the chosen recipe -> model.pt, trained on all these exams
       model_choice command line -> all of this
 
+    planning       the plan command: network or workflow, budget -> text, plan.html, plan.yaml
     demo           the whole flow on synthetic exams
     __main__       the command line
 """

@@ -181,11 +181,15 @@ class Commands:
         everything: bool = False,
         largest: str | None = None,
         table: str | None = None,
+        report: str | None = None,
+        fragment: str | None = None,
+        **overrides: Any,
     ) -> None:
         """Say what training needs and how it fits, without a GPU: micro-batches, what is computed again, at what cost.
 
         A step is simulated on tensors without data. Prints a table of what was tried, and the knobs for
-        configs/finetune.yaml. Exit status 1 if nothing fits.
+        configs/finetune.yaml. Exit status 1 if nothing fits. With --config any id of that workflow can be given
+        beside these flags, such as --batch_size 16 or --max_frames 20.
 
         Args:
             config: a training workflow, such as configs/finetune.yaml, whose network and batch are planned for.
@@ -199,15 +203,21 @@ class Commands:
             everything: also simulate what cannot be the best, to show it beside it.
             largest: batch, frames, image or volume: print the largest that fits instead.
             table: hardware or scenarios: print that table of docs/memory.md instead.
+            report: also write the plan as a page with pictures, such as plan.html.
+            fragment: also write the knobs as a file, such as plan.yaml, to be given after configs/finetune.yaml:
+                --config_file "['configs/finetune.yaml','plan.yaml']".
         """
-        from scripts.memory.tables import print_plan
+        from scripts.planning import print_plan
 
         print_plan(
             config=config,
+            overrides=overrides,
             network=network,
             shape=shape,
             budget=budget,
             options=options,
+            report=report,
+            fragment=fragment,
             settings={"optimizer": optimizer, "amp": amp, "splittable": splittable},
             everything=everything,
             enlarge=largest,

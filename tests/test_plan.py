@@ -8,7 +8,8 @@ from scripts.__main__ import main
 from scripts.memory import checkpointing
 from scripts.memory.budget import CARDS_GB, CONTEXT_BYTES, card_bytes, free_bytes, read_budget
 from scripts.memory.measure import simulate_training_step
-from scripts.memory.plan import Plan, largest, make_plan
+from scripts.memory.largest import sizes_of
+from scripts.memory.plan import Plan, make_plan
 from scripts.memory.search import NONE, Workload, cheapest_modules, search, whole_batch
 from scripts.memory.subjects import config_workload, named_workload
 
@@ -92,18 +93,35 @@ def test_what_cannot_fit_is_refused_with_the_card_it_needs():
 def test_the_largest_input_fits_and_the_next_does_not(what, step):
     volumes = Workload(lambda: nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.Conv3d(4, 1, 1)), (1, 32, 32, 32))
     workload = volumes if what == "volume" else Workload(layers, (8, 64), 2)
-    free = 60_000_000
-    found = largest(workload, what, free)
-    assert found > 0
-    assert found % step == 0
+    plain = {"kind": "none"}
 
     def peak(size):
         shape = {"batch": workload.shape, "volume": (1, size, size, size)}[what]
         batch = size if what == "batch" else workload.batch_size
-        return whole_batch(Workload(workload.make_network, shape, batch), {"kind": "none"}).peak_bytes
+        return whole_batch(Workload(workload.make_network, shape, batch), plain).peak_bytes
 
-    assert peak(found) <= free < peak(found + step)
-    assert largest(workload, what, 1) == 0
+    with sizes_of(workload, what) as sizes:
+        found = {free: sizes.largest(plain, free) for free in (60_000_000, 90_000_000)}
+        simulated = len(sizes.peaks[str(plain)])
+        assert [sizes.largest(plain, free) for free in found] == list(found.values())
+        assert len(sizes.peaks[str(plain)]) == simulated <= 14  # what was simulated once is known
+        assert sizes.largest(plain, 1) == 0
+    for free, size in found.items():
+        assert size > 0
+        assert size % step == 0
+        assert peak(size) <= free < peak(size + step)
+    assert len(set(found.values())) == 2
+
+
+def test_images_grow_by_whole_patches_and_frames_by_one():
+    workload = named_workload("test_vit", (1, 2, 3, 32, 32))
+    plain = {"kind": "none"}
+    for what, step in (("image", 16), ("frames", 1)):
+        with sizes_of(workload, what) as sizes:
+            assert sizes.step == step
+            free = sizes.peak(plain, 5 * step)
+            assert sizes.largest(plain, free) == 5 * step
+            assert sizes.largest(plain, free - 1) == 4 * step
 
 
 def test_budgets_are_sizes_or_cards():
@@ -117,7 +135,26 @@ def test_budgets_are_sizes_or_cards():
 
 
 @pytest.mark.parametrize(
-    "budget", ["-3GB", "0", "0GB", "", "GB", "24XB", "rtx 309", "nan", "inf", "1e99", "24GB extra"]
+    "budget",
+    [
+        "-3GB",
+        "0",
+        "24",
+        24,
+        -1,
+        16.5,
+        float("nan"),
+        "24QB",
+        "0GB",
+        "",
+        "GB",
+        "24XB",
+        "rtx 309",
+        "nan",
+        "inf",
+        "1e99",
+        "24GB extra",
+    ],
 )
 def test_a_budget_that_is_none_is_told_in_one_line(budget):
     with pytest.raises(ValueError, match="budget is") as caught:
@@ -175,9 +212,11 @@ def test_a_config_is_planned_for_by_its_ids(tmp_path):
         "batch_size: 2\naccumulation_steps: 3\nmax_frames: 4\nimage_size: 32\n"
         "network_def: {_target_: torch.nn.Conv3d, in_channels: 4, out_channels: 1, kernel_size: 1}\n"
     )
-    workload = config_workload(str(config))
+    workload = config_workload(str(config)).workload
     assert (workload.batch_size, workload.shape) == (6, (4, 3, 32, 32))
-    assert isinstance(make_plan(workload, "8GB"), Plan)
+    plan = make_plan(workload, "8GB")
+    assert isinstance(plan, Plan)
+    assert plan.best is plan.plain
     config.write_text("batch_size: 2\n")
     with pytest.raises(ValueError, match="id is network_def"):
         config_workload(str(config))

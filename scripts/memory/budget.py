@@ -13,6 +13,7 @@ WHY = (
     "gaps in the allocator's blocks"
 )
 UNITS = {"MB": 1e6, "GB": 1e9, "TB": 1e12, "MIB": 2.0**20, "GIB": 2.0**30, "TIB": 2.0**40}
+FEWEST = 1e6  # a smaller number without a unit is one whose unit was forgotten
 CARDS_GB = {  # memory that the driver reports, rounded down
     **dict.fromkeys(("rtx 3070", "rtx 4060", "rtx 5060"), 8),
     **dict.fromkeys(("rtx 3060", "rtx 4070", "rtx 5070"), 12),
@@ -45,10 +46,11 @@ def read_budget(budget: str | int | float) -> int:
         if not torch.cuda.is_available():
             raise ValueError(bad_value("plan", "budget", budget, "a card in this machine", "Say 24GB, for instance."))
         return torch.cuda.get_device_properties(0).total_memory
-    number = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text)
+    number = re.fullmatch(r"(\d{1,15}(?:\.\d+)?)\s*([a-z]*)", text)
     unit = number[2].upper() if number else ""
-    if number is None or (unit and unit not in UNITS) or float(number[1]) == 0:
-        near = difflib.get_close_matches(text, CARDS_GB, 1)
+    forgotten = number is not None and not unit and 0 < float(number[1]) < FEWEST
+    if number is None or (unit and unit not in UNITS) or float(number[1]) == 0 or forgotten:
+        near = [f"{text}GB"] if forgotten else difflib.get_close_matches(text, CARDS_GB, 1)
         hint = f"Did you mean {near[0]}?" if near else f"Known cards: {', '.join(CARDS_GB)}."
         raise ValueError(bad_value("plan", "budget", budget, "a size above 0 such as 24GB, a card, or here", hint))
     return int(float(number[1]) * UNITS.get(unit, 1.0))

@@ -1,20 +1,19 @@
-"""A network, a budget -> how to train it there: a table, the YAML for finetune.yaml, the largest input that fits."""
+"""A workload, a budget -> how to train it there: a table, and the YAML for finetune.yaml."""
 
-import dataclasses
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from scripts.errors import bad_value
 from scripts.memory import budget as budgets
-from scripts.memory.search import Candidate, Workload, search, whole_batch
+from scripts.memory.checkpointing import checked
+from scripts.memory.search import Candidate, Workload, search, searching, whole_batch
 from scripts.memory.storages import CAUSES
+from scripts.memory.subjects import Subject
 
-STEPS = {"batch": 1, "frames": 1, "image": 14, "volume": 32}  # what can be made larger, and in which steps
-LARGEST = 2**16  # of any of them that is tried
+COLUMNS = ("what is computed again", "micro-batch", "peak GB", "extra FLOPs", "")
+ORDINALS = {2: "2nd", 3: "3rd"}
 
 
 @dataclass(frozen=True)
@@ -22,38 +21,85 @@ class Plan:
     """What a search found.
 
     Attributes:
+        subject: what is to be trained.
         budget_bytes: of the card.
         free_bytes: of those, what a step may hold (scripts.memory.budget).
         best: the plan; None if nothing fits.
         candidates: all that were simulated, better ones first.
+        plain: the whole batch in one piece, nothing computed again.
     """
 
-    workload: Workload
+    subject: Subject
     budget_bytes: int
     free_bytes: int
     best: Candidate | None
     candidates: list[Candidate]
+    plain: Candidate
+
+    @property
+    def workload(self) -> Workload:
+        """What is to be trained."""
+        return self.subject.workload
+
+    @property
+    def title(self) -> str:
+        """What is planned, on one line."""
+        workload = self.workload
+        shape = " x ".join(map(str, (workload.batch_size, *workload.shape)))
+        precision = "half precision" if workload.amp else "float32"
+        return f"{self.subject.name}, a batch of {shape}, {precision}, {workload.optimizer}"
+
+    @property
+    def budget(self) -> str:
+        """What a step may hold, and why not all of the card."""
+        if self.workload.device_type == "cpu":
+            return f"A step may hold {self.free_bytes / 1e9:.2f} GB."
+        card, free = self.budget_bytes / 1e9, self.free_bytes / 1e9
+        return f"Of {card:.2f} GB a step may hold {free:.2f} GB: {budgets.WHY}."
+
+    @property
+    def outcome(self) -> str:
+        """What was found, in one sentence."""
+        if self.best is None:
+            return self.refusal
+        best, plain = self.best, self.plain
+        if best.peak_bytes >= plain.peak_bytes:
+            return f"It fits as it is: {plain.peak_bytes / 1e9:.2f} GB at its peak."
+        return (
+            f"Plain, this step holds {plain.peak_bytes / 1e9:.2f} GB at its peak; planned, {best.peak_bytes / 1e9:.2f} "
+            f"GB, {plain.peak_bytes / best.peak_bytes:.1f} times less, with {best.extra_flops:.1%} more computation."
+        )
 
     @property
     def text(self) -> str:
         """The table people read, and below it the plan, or the smallest change that would fit."""
-        rows = [[_words(found.strategy), *_numbers(self, found)] for found in self.candidates]
-        columns = ("what is computed again", "micro-batch", "peak GB", "extra FLOPs", "")
-        lines = [
-            f"Budget {self.budget_bytes / 1e9:.2f} GB; a step may hold {self.free_bytes / 1e9:.2f} GB: {budgets.WHY}.",
-            "",
-            *table(columns, rows),
-            "",
-            *(self._described() if self.best is not None else [self.refusal]),
-        ]
-        return "\n".join(lines)
+        about = [f"{self.title}. Simulated: nothing was run.", self.subject.assumed, self.budget, self.outcome]
+        lines = [*filter(None, about), "", *table(COLUMNS, self.rows), ""]
+        return "\n".join([*lines, *(self._described() if self.best is not None else [])]).rstrip("\n")
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """Of the table, one a candidate, as COLUMNS names their cells."""
+        return [[in_words(found.strategy), *self._numbers(found)] for found in self.candidates]
+
+    def fate(self, found: Candidate) -> str:
+        """What became of a candidate."""
+        return "chosen" if found is self.best else "fits" if found.peak_bytes <= self.free_bytes else "too large"
+
+    def micro_batch(self, found: Candidate) -> str:
+        """Samples of a micro-batch x how many make a step."""
+        return f"{self.workload.batch_size // found.accumulation} x {found.accumulation}"
+
+    def _numbers(self, found: Candidate) -> list[str]:
+        peak, extra = f"{found.peak_bytes / 1e9:.2f}", f"{max(found.extra_flops, 0.0):.1%}"
+        return [self.micro_batch(found), peak, extra, self.fate(found)]
 
     @property
     def refusal(self) -> str:
         """What would have to change, where nothing fits."""
         least = min(self.candidates, key=lambda found: found.peak_bytes)
         return (
-            f"Nothing fits. The least is {least.peak_bytes / 1e9:.2f} GB ({_words(least.strategy)}); it needs a card "
+            f"Nothing fits. The least is {least.peak_bytes / 1e9:.2f} GB ({in_words(least.strategy)}); it needs a card "
             f"of {budgets.card_bytes(least.peak_bytes) / 1e9:.1f} GB, or a smaller input: "
             "fewer frames, a smaller image or volume; or train a head on cached features."
         )
@@ -62,10 +108,16 @@ class Plan:
         best, lines = self.best, list[str]()
         if best is not None and best.measurement is not None:
             causes = [f"{cause} {best.measurement.by_cause[cause] / 1e6:,.0f}" for cause in CAUSES]
-            lines = [f"At the peak, in MB: {', '.join(causes)}."]
             modules = [f"{name} {size / 1e6:,.0f}" for name, size in list(best.measurement.by_module.items())[:3]]
-            lines += [f"Most of it by module, in MB: {', '.join(modules)}.", *_sentences(best.measurement.assumed)]
+            lines = [f"At the peak, in MB: {', '.join(causes)}.", f"Most of it by module, in MB: {', '.join(modules)}."]
+            lines += self.assumptions
         return [*lines, "", "For configs/finetune.yaml:", "", self.yaml]
+
+    @property
+    def assumptions(self) -> list[str]:
+        """What is stated rather than simulated, as sentences."""
+        assumed = self.plain.measurement.assumed if self.plain.measurement is not None else ()
+        return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in assumed]
 
     @property
     def yaml(self) -> str:
@@ -90,75 +142,47 @@ class Plan:
         }
 
 
-def make_plan(workload: Workload, budget: str | int, everything: bool = False) -> Plan:
+def make_plan(subject: Subject | Workload, budget: str | int, everything: bool = False) -> Plan:
     """The best way to train within a budget.
 
     Args:
-        workload: what is to be trained.
-        budget: of scripts.memory.budget.
+        subject: what is to be trained.
+        budget: of scripts.memory.budget; on a CPU all of it is for the step.
         everything: simulate also what cannot be the best, to show it beside it.
 
     Raises:
         ValueError: a budget that is none, or a network that cannot be simulated.
     """
+    if isinstance(subject, Workload):
+        subject = Subject(type(subject.make_network()).__name__, subject)
+    workload = subject.workload
     total = budgets.read_budget(budget)
-    free = budgets.free_bytes(total)
-    return Plan(workload, total, free, *search(workload, free, everything))
+    free = total if workload.device_type == "cpu" else budgets.free_bytes(total)
+    best, candidates = search(workload, free, everything)
+    return Plan(subject, total, free, best, candidates, _plain_of(workload, candidates))
 
 
-def largest(workload: Workload, what: str, free_bytes: int, strategy: dict[str, Any] | None = None) -> int:
-    """The largest batch, number of frames, image or volume side whose training step fits; 0 if none does.
-
-    It is bracketed along the power law through two simulations, and the answer is simulated.
+def predicted(workload: Workload, strategy: Mapping[str, Any] | str, accumulation: int = 1) -> Candidate:
+    """What one way of training holds and costs: the step as its settings have it, to be checked before it starts.
 
     Args:
-        workload: the input to start from; the rest of its shape stays.
-        what: one of STEPS; sides of an image or a volume grow alike.
-        free_bytes: what the step may hold.
-        strategy: of scripts.memory.checkpointing; plain if not given.
+        workload: what is trained; its batch is that of an optimizer step.
+        strategy: of scripts.memory.checkpointing.
+        accumulation: micro-batches of that step.
 
     Raises:
-        ValueError: something else to enlarge.
+        ValueError: a strategy the network cannot follow, or a network that cannot be simulated.
     """
-    if what not in STEPS:
-        raise ValueError(bad_value("plan", "largest", what, f"one of {', '.join(STEPS)}"))
-    step = STEPS[what]
-    peaks: dict[int, float] = {}
-
-    def peak(size: int) -> float:
-        if size not in peaks:
-            peaks[size] = whole_batch(_enlarged(workload, what, size * step), strategy or {"kind": "none"}).peak_bytes
-        return peaks[size]
-
-    low, high = 0, max(_size(workload, what) // step, 1)
-    while peak(high) <= free_bytes:  # double until it does not fit
-        low, high = high, 2 * high
-        if high * step > LARGEST:
-            return low * step
-    while high - low > 1:
-        middle = (low + high) // 2
-        if len(peaks) >= 2:
-            one, two = sorted(peaks)[:2] if low == 0 else sorted(sorted(peaks), key=lambda at: abs(at - low))[:2]
-            one, two = min(one, two), max(one, two)
-            slope = math.log(peaks[two] / peaks[one]) / math.log(two / one)
-            if slope > 0:
-                foreseen = int(one * (free_bytes / peaks[one]) ** (1 / slope))
-                middle = min(max(foreseen + (foreseen == low), low + 1), high - 1)
-        low, high = (middle, high) if peak(middle) <= free_bytes else (low, middle)
-    return low * step
+    with searching(workload) as (searcher, _):
+        return searcher.candidate(checked(strategy), accumulation)
 
 
-def _size(workload: Workload, what: str) -> int:
-    sizes = {"batch": workload.batch_size, "frames": workload.shape[0]}
-    return sizes.get(what, workload.shape[-1])
-
-
-def _enlarged(workload: Workload, what: str, size: int) -> Workload:
-    if what == "batch":
-        return dataclasses.replace(workload, batch_size=size)
-    sides = {"frames": 0, "image": 2, "volume": 3}[what]
-    shape = (size, *workload.shape[1:]) if sides == 0 else (*workload.shape[:-sides], *[size] * sides)
-    return dataclasses.replace(workload, shape=shape)
+def _plain_of(workload: Workload, candidates: Sequence[Candidate]) -> Candidate:
+    """The whole batch in one piece with nothing computed again."""
+    for found in candidates:
+        if found.strategy["kind"] == "none" and found.accumulation == 1 and found.measurement is not None:
+            return found
+    return whole_batch(workload, {"kind": "none"})
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -174,20 +198,17 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [line(cells[0]), rule, *[line(row) for row in cells[1:]]]
 
 
-def _words(strategy: dict[str, Any]) -> str:
+def in_words(strategy: Mapping[str, Any]) -> str:
     """A strategy in a few words."""
-    kind = strategy["kind"]
-    if kind == "modules":
-        return f"{len(strategy['names'])} modules"
-    rest = " ".join(f"{name} {value}" for name, value in strategy.items() if name != "kind")
-    return "nothing" if kind == "none" else f"{kind} {rest}".strip()
-
-
-def _numbers(plan: Plan, found: Candidate) -> list[str]:
-    micro = f"{plan.workload.batch_size // found.accumulation} x {found.accumulation}"
-    fits = "chosen" if found is plan.best else "fits" if found.peak_bytes <= plan.free_bytes else "too large"
-    return [micro, f"{found.peak_bytes / 1e9:.2f}", f"{found.extra_flops:.1%}", fits]
-
-
-def _sentences(assumed: tuple[str, ...]) -> list[str]:
-    return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in assumed]
+    kind, number = strategy["kind"], {name: value for name, value in strategy.items() if name != "kind"}
+    if kind == "selective":
+        cost, share = number.get("flops_per_value", 0), number.get("extra_flops", 1)
+        return f"selective{f', {cost:g} FLOPs a value' if cost else ''}{f', {share:.0%} in all' if share < 1 else ''}"
+    if kind == "blocks":
+        return (
+            "every block" if number["every"] == 1 else f"every {ORDINALS.get(number['every'], number['every'])} block"
+        )
+    words = {"none": "nothing", "segments": "in {number} segments", "chunks": "the encoder, {frames} frames at once"}
+    if kind in words:
+        return words[kind].format(**number)
+    return f"{len(number['names'])} modules" if "names" in number else f"{kind} {number or ''}".strip()

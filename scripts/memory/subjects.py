@@ -3,18 +3,27 @@
 import difflib
 import importlib
 import inspect
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 from torch import nn
+from yaml import YAMLError
 
-from scripts.errors import bad_value
+from scripts.datalists.items import Task
+from scripts.errors import bad_value, reading
 from scripts.memory.search import Workload
+from scripts.networks.card import NOMINAL
 from scripts.networks.classifier import SequenceClassifier
 from scripts.networks.encoder import FrameEncoder
 from scripts.networks.heads import make_head
+from scripts.overrides import reject_unknown_ids
 
+LONGEST = 2**16  # of a side of a shape
+MOST_VALUES = 2**40  # of an input: 4 TB
+SCRATCH = "scratch"  # start_from of finetune.yaml
 PRESETS: dict[str, dict[str, Any]] = {  # arguments of MONAI's networks that have no default there, as often used
     "UNet": {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2), "num_res_units": 2},
     "AttentionUnet": {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2)},
@@ -26,6 +35,20 @@ PRESETS: dict[str, dict[str, Any]] = {  # arguments of MONAI's networks that hav
     },
     "SwinUNETR": {"feature_size": 24},
 }
+
+
+class Subject(NamedTuple):
+    """What is planned for.
+
+    Attributes:
+        name: of the network or the workflow.
+        workload: what it trains.
+        assumed: a sentence on what was taken in place of files that are not there; empty if they all are.
+    """
+
+    name: str
+    workload: Workload
+    assumed: str = ""
 
 
 def named_workload(network: str, shape: Any, options: dict[str, Any] | None = None, **settings: Any) -> Workload:
@@ -46,7 +69,8 @@ def named_workload(network: str, shape: Any, options: dict[str, Any] | None = No
         if len(sizes) != 5 or sizes[2] != 3:
             raise ValueError(bad_value("plan", "shape", shape, "B,T,3,H,W for a timm backbone"))
         encoder = FrameEncoder(network, **(options or {}))
-        made: nn.Module = SequenceClassifier(encoder, make_head("gru", encoder.num_features, 5), sizes[0] * sizes[1])
+        head = make_head("gru", encoder.num_features, len(NOMINAL["classes"]))
+        made: nn.Module = SequenceClassifier(encoder, head, chunk_frames=MOST_VALUES)  # all at once, whatever the batch
     else:
         made = _of_class(network, sizes, options or {})
     return Workload(lambda: made, sizes[1:], sizes[0], **settings)
@@ -58,8 +82,9 @@ def _sizes(shape: Any) -> tuple[int, ...]:
         sizes = tuple(int(str(part)) for part in parts)
     except (TypeError, ValueError):
         sizes = ()
-    if not 3 <= len(sizes) <= 6 or min(sizes) < 1:
-        raise ValueError(bad_value("plan", "shape", shape, "3 to 6 whole numbers above 0, such as 1,1,96,96,96"))
+    if not 3 <= len(sizes) <= 6 or not all(1 <= size <= LONGEST for size in sizes) or math.prod(sizes) > MOST_VALUES:
+        allowed = f"3 to 6 whole numbers from 1 to {LONGEST}, 2^40 values in all, such as 1,1,96,96,96"
+        raise ValueError(bad_value("plan", "shape", shape, allowed))
     return sizes
 
 
@@ -67,7 +92,7 @@ def _of_class(path: str, sizes: tuple[int, ...], options: dict[str, Any]) -> nn.
     module_name, _, name = path.rpartition(".")
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, ValueError, TypeError) as error:  # the latter two for names such as "." and ".Net"
         hint = f"Or a timm backbone, such as {', '.join(difflib.get_close_matches(name, timm.list_models(), 1, 0.0))}."
         raise ValueError(bad_value("plan", "network", path, "the path of a class", hint)) from error
     kind = getattr(module, name, None)
@@ -85,32 +110,59 @@ def _of_class(path: str, sizes: tuple[int, ...], options: dict[str, Any]) -> nn.
         raise ValueError(bad_value(path, "options", given, "what it takes", f"It says: {reason}.")) from error
 
 
-def config_workload(config: str, **overrides: Any) -> Workload:
-    """The workload of a training workflow, such as configs/finetune.yaml.
+def config_workload(
+    config: str | Sequence[str], overrides: Mapping[str, Any] | None = None, **settings: Any
+) -> Subject:
+    """What a training workflow, such as configs/finetune.yaml, trains: its own network, frozen as it freezes it.
 
-    It is read by its ids: network_def, batch_size, accumulation_steps, max_frames, image_size and, if they are there,
-    amp and channels of a frame.
+    Nothing has to be there yet: without a datalist the classes are the nominal ones, without a model to start from
+    the network is that of `start_from: scratch`. No weights are read.
 
     Args:
-        config: the YAML file.
-        overrides: ids with other values.
+        config: the YAML file, or several, each laid over the ones before.
+        overrides: ids with other values, as on the workflow's command line.
+        settings: of Workload.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an id is missing.
+        ValueError: an id is missing, or an override is none of its ids or values.
     """
     from monai.bundle import ConfigParser
 
-    if not Path(config).is_file():
-        raise FileNotFoundError(bad_value("plan", "config", config, "a file"))
+    files = [config] if isinstance(config, str) else [str(file) for file in config]
+    for file in files:
+        if not Path(file).is_file():
+            raise FileNotFoundError(bad_value("plan", "config", file, "a file"))
+    given = [word for name, value in (overrides or {}).items() for word in (f"--{name}", str(value))]
+    reject_unknown_ids(["--config_file", str(files), *given])
     parser = ConfigParser()
-    parser.read_config(config)
-    parser.update(overrides)
+    with reading(files[0], "content", "YAML of a MONAI workflow", (YAMLError,)):
+        parser.read_config(files)
     for name in ("network_def", "batch_size", "max_frames", "image_size"):
         if name not in parser.get():
             way_out = "Name a network and its shape instead."
-            raise ValueError(bad_value(config, "id", name, "a workflow that has it", way_out))
+            raise ValueError(bad_value(files[0], "id", name, "a workflow that has it", way_out))
+    folder = Path(files[0]).resolve().parent
+    if folder.name == "configs":
+        parser["bundle_root"] = str(folder.parent)
+    parser.update(dict(overrides or {}))
+    assumed = _fill_in(parser)
     network = parser.get_parsed_content("network_def")
     batch, frames, pixels = (int(parser.get_parsed_content(n)) for n in ("batch_size", "max_frames", "image_size"))
     steps = int(parser.get_parsed_content("accumulation_steps")) if "accumulation_steps" in parser.get() else 1
-    return Workload(lambda: network, (frames, 3, pixels, pixels), batch * steps)
+    workload = Workload(lambda: network, (frames, 3, pixels, pixels), batch * steps, **settings)
+    return Subject(", ".join(Path(file).name for file in files), workload, assumed)
+
+
+def _fill_in(parser: Any) -> str:
+    """Give a workflow what it would read from files that are not there; what was given, as one sentence."""
+    ids, taken = parser.get(), []
+    if "start_from" in ids and not Path(start := parser.get_parsed_content("start_from")).is_file():
+        if start != SCRATCH:
+            taken.append(f"no model at start_from, so the network of {SCRATCH} is taken")
+        parser["start_from"] = SCRATCH
+    if "datalist" in ids and "task" in ids and not Path(parser.get_parsed_content("datalist")).is_file():
+        parser["task"] = Task(NOMINAL["task_type"], tuple(NOMINAL["classes"]))
+        taken.append(f"no datalist, so {len(NOMINAL['classes'])} classes are taken")
+    sentence = "; ".join(taken)
+    return f"{sentence[0].upper()}{sentence[1:]}." if taken else ""

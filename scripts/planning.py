@@ -1,0 +1,110 @@
+"""The plan command: a network or a workflow, a budget -> what is printed, a page, the YAML for finetune.yaml."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scripts.errors import bad_value
+from scripts.memory import budget as budgets
+from scripts.memory.largest import sizes_of
+from scripts.memory.plan import Plan, make_plan, table
+from scripts.memory.subjects import Subject, config_workload, named_workload
+from scripts.memory.tables import STRATEGIES, TABLES
+from scripts.writing import write_file
+
+
+def print_plan(**asked: Any) -> None:
+    """Print what `run_plan` says; exit status 1 if nothing fits."""
+    text, fits = run_plan(**asked)
+    print(text)
+    if not fits:
+        raise SystemExit(1)
+
+
+def run_plan(
+    *,
+    budget: str | int = "24GB",
+    everything: bool = False,
+    enlarge: str | None = None,
+    named_table: str | None = None,
+    report: str | Path | None = None,
+    fragment: str | Path | None = None,
+    **subject: Any,
+) -> tuple[str, bool]:
+    """The text of the command, and whether something fits; arguments as of `python -m scripts plan`.
+
+    Raises:
+        ValueError: a value that is not allowed.
+        FileNotFoundError: no such config.
+    """
+    if named_table is not None:
+        if named_table not in TABLES:
+            raise ValueError(bad_value("plan", "table", named_table, f"one of {', '.join(TABLES)}"))
+        budgets.read_budget(budget)
+        return "\n".join(TABLES[named_table](budget)), True
+    total = budgets.read_budget(budget)
+    free = budgets.free_bytes(total)  # before the network is made: nonsense is told at once
+    planned = asked_for(**subject)
+    if enlarge is not None:
+        return _largest(planned, enlarge, free)
+    plan = make_plan(planned, budget, everything)
+    written = _written(plan, report, fragment)
+    return "\n".join([plan.text, *written]), plan.best is not None
+
+
+def asked_for(
+    *,
+    config: Any = None,
+    network: Any = None,
+    shape: Any = None,
+    options: dict[str, Any] | None = None,
+    settings: dict[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+) -> Subject:
+    """What is to be planned for.
+
+    Args:
+        config: a workflow, with `overrides` of its ids.
+        network: or a network by name, with the `shape` of a batch and `options`.
+        settings: of a Workload.
+
+    Raises:
+        ValueError: neither or both of config and network, a network without a shape, or a value that is not allowed.
+        FileNotFoundError: no such config.
+    """
+    if (config is None) == (network is None):
+        found = "nothing" if config is None else "both config and network"
+        raise ValueError(bad_value("plan", "subject", found, "either --config or --network with --shape"))
+    if config is not None:
+        return config_workload(config, overrides, **settings)
+    if overrides:
+        allowed = "a flag of --help; the ids of a workflow go with --config"
+        raise ValueError(bad_value("plan", "flag", f"--{next(iter(overrides))}", allowed))
+    if shape is None:
+        raise ValueError(bad_value("plan", "shape", "", "that of a batch, such as 1,1,96,96,96"))
+    if options is not None and not isinstance(options, dict):
+        raise ValueError(bad_value("plan", "options", options, "{name: value}, arguments of the network"))
+    return Subject(str(network), named_workload(str(network), shape, options, **settings))
+
+
+def _largest(subject: Subject, what: str, free: int) -> tuple[str, bool]:
+    with sizes_of(subject.workload, what) as sizes:
+        rows = [[name, str(sizes.largest(strategy, free))] for name, strategy in STRATEGIES.items()]
+        step = sizes.step
+    about = [f"{subject.name}: the largest {what} that fits, simulated; {step} more does not.", subject.assumed]
+    about.append(f"A step may hold {free / 1e9:.2f} GB: {budgets.WHY}.")
+    lines = [*filter(None, about), "", *table(("what is computed again", f"largest {what}"), rows)]
+    return "\n".join(lines), any(row[1] != "0" for row in rows)
+
+
+def _written(plan: Plan, report: str | Path | None, fragment: str | Path | None) -> list[str]:
+    """Write what was asked for; a line on each."""
+    lines = []
+    if fragment is not None and plan.best is not None:
+        write_file(Path(fragment), f"# {plan.title}\n{plan.yaml}")
+        lines.append(f"written: {fragment}, to be given after configs/finetune.yaml")
+    if report is not None:
+        from scripts.reports.plan_page import write_page
+
+        lines.append(f"written: {write_page(Path(report), plan)}")
+    return ["", *lines] if lines else []
