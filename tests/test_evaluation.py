@@ -14,6 +14,7 @@ from scripts.networks.card import read_card
 from scripts.reports.evaluation import SELECTED
 from scripts.reports.wording import QUESTIONS
 from scripts.training.controls import TRAINED_CONTROLS, UNTRAINED
+from scripts.training.workflow import code_digest
 from tests.runs import CLASS_NAMES, ROOT, train, write_features
 
 SPLITS = {"training": 23, "validation": 11, "test": 13}
@@ -123,6 +124,33 @@ def test_second_evaluation_trains_no_control_again_and_says_the_same(judged, cap
     assert {path: path.stat().st_mtime_ns for path in before} == before
     for name, control in first["controls"].items():
         assert again["controls"][name] == control
+
+
+def test_control_of_another_code_is_trained_again(judged, tmp_path):
+    folder, places, _ = judged
+    for name in ("model.pt", "model.json"):
+        shutil.copy(folder / name, tmp_path)
+    shutil.copytree(folder / "evaluation" / "controls", tmp_path / "evaluation" / "controls")
+    states = sorted((tmp_path / "evaluation" / "controls").rglob("state.pt"))
+    before = {path: path.stat().st_mtime_ns for path in states}
+    mean = tmp_path / "evaluation" / "controls" / "mean_of_frames" / "state.pt"
+    state = torch.load(mean, weights_only=True)
+    torch.save({**state, "recipe": json.dumps({**json.loads(state["recipe"]), "code_digest": "0" * 64})}, mean)
+    before[mean] = mean.stat().st_mtime_ns
+    evaluate(tmp_path, places)
+    assert [path.parent.name for path in states if path.stat().st_mtime_ns != before[path]] == ["mean_of_frames"]
+    assert json.loads(torch.load(mean, weights_only=True)["recipe"])["code_digest"] == code_digest()
+
+
+def test_controls_show_one_bar_and_no_bar_of_their_trainings(trained, tmp_path, monkeypatch, capsys):
+    folder, places = trained
+    for name in ("model.pt", "model.json"):
+        shutil.copy(folder / name, tmp_path)
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    evaluate(tmp_path, places)
+    shown = capsys.readouterr().err
+    assert f"controls: 100%|██████████| {len(TRAINED_CONTROLS)}/{len(TRAINED_CONTROLS)} " in shown
+    assert "epoch" not in shown.replace("best epoch", "").replace("epochs", "")
 
 
 def test_controls_are_trained_by_the_recipe_in_the_models_card(judged):

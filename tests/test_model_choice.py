@@ -80,7 +80,7 @@ def test_final_training_writes_the_chosen_model_with_its_temperature(tmp_path):
 
 def test_failing_folds_are_told_at_the_end_and_choose_no_model(tmp_path, monkeypatch):
     plainly = searching.train
-    spoiled = {"loss::label_smoothing": 2.0}
+    spoiled = {"batch_loss::label_smoothing": 2.0}
     monkeypatch.setattr(
         searching, "train", lambda given: plainly({**given, **(spoiled if given["head_name"] == "max" else {})})
     )

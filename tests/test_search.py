@@ -91,7 +91,9 @@ def test_finished_folds_are_read_and_not_trained_again(setting):
     assert len(setting.trained) == 9
 
 
-@pytest.mark.parametrize("change", [{"hidden_size": 6}, {"seed": 5}, {"dropout": 0.2}, {"loss::focal_gamma": 1.0}])
+@pytest.mark.parametrize(
+    "change", [{"hidden_size": 6}, {"seed": 5}, {"dropout": 0.2}, {"batch_loss::focal_gamma": 1.0}]
+)
 def test_another_recipe_is_trained(setting, change):
     setting.search(GRID[:1])
     setting.search(GRID[:1], **change)

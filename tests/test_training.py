@@ -106,6 +106,18 @@ def test_accumulated_batches_train_to_the_weights_of_the_whole_batch(tmp_path):
         torch.testing.assert_close(twelve[name], one[name], rtol=1e-4, atol=1e-5)
 
 
+def test_accumulated_batches_of_unequal_size_and_weight_train_to_the_weights_of_the_whole_batch(tmp_path):
+    places = write_features(tmp_path, {"training": 23, "validation": 6})
+    exact = {**places, "dropout": 0.0, "frame_dropout": 0.0, "max_epochs": 3, "class_weights": [1.0, 9.0, 3.0]}
+    train(tmp_path / "whole", **exact, batch_size=23)
+    train(tmp_path / "parts", **exact, batch_size=4, accumulation_steps=6)  # of 3 or 4 sequences
+    whole, parts = (weights(tmp_path / name / "checkpoints" / "last.pt") for name in ("whole", "parts"))
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-5)
+    losses = [[row["train_loss"] for row in record_of(tmp_path / name)["history"]] for name in ("whole", "parts")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[0][2] < losses[0][0]
+
+
 @pytest.mark.parametrize("name", sorted(knobs("train").keys() - {"mlflow_uri"}))  # which may be any text
 def test_a_knob_of_another_kind_or_range_is_refused_by_its_name_before_training(tmp_path, places, name):
     for value in ("banana", -1, [1, 2]):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.training.workflow import check_overrides, open_workflow, part, train
+from scripts.training import workflow
+from scripts.training.workflow import BUNDLE_ROOT, CODE, check_overrides, code_digest, open_workflow, part, train
 from tests import runs
 from tests.conftest import assert_message
 from tests.runs import QUICK, weights, write_features
@@ -49,6 +50,23 @@ def test_threads_search_path_and_writers_are_as_before(tmp_path, monkeypatch):
     assert train({**overrides, "num_threads": 2}).num_threads == 2
     assert (torch.get_num_threads(), list(sys.path)) == before
     assert threading.active_count() == alive
+
+
+def test_digest_of_the_code_changes_with_each_file_that_trains_a_head_and_with_no_other(tmp_path, monkeypatch):
+    files = [path.relative_to(BUNDLE_ROOT) for name in CODE for path in BUNDLE_ROOT.glob(name)]
+    for path in (*files, Path("scripts/keys.py")):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes((BUNDLE_ROOT / path).read_bytes())
+    before = code_digest.__wrapped__()
+    monkeypatch.setattr(workflow, "BUNDLE_ROOT", tmp_path)
+    assert code_digest.__wrapped__() == before and len(files) > 10
+    for path in files:
+        content = (tmp_path / path).read_bytes()
+        (tmp_path / path).write_bytes(content + b"#")
+        assert code_digest.__wrapped__() != before, path
+        (tmp_path / path).write_bytes(content)
+    (tmp_path / "scripts" / "keys.py").write_text("")
+    assert code_digest.__wrapped__() == before
 
 
 def test_training_that_fails_leaves_threads_as_they_were_and_says_why(tmp_path):

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import yaml
 from torch import nn
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from scripts.datalists.datalist import datalist_digest, is_synthetic, read_task
 from scripts.datalists.items import Task
@@ -108,7 +110,10 @@ def controls_of(
     listed = folder / "datalist.json"
     listed.write_text(_entries(judged, data))
     places: dict[str, Any] = {"dataset_dir": str(folder), "datalist": str(listed), "device": str(device)}
-    for name, (changes, explanation) in TRAINED_CONTROLS.items():
+    places["progress"] = False  # one bar for all of them
+    bar = tqdm(TRAINED_CONTROLS.items(), desc="controls", unit="control", mininterval=1, disable=None)  # none in a log
+    for name, (changes, explanation) in bar:
+        bar.set_postfix_str(name)
         store = judged.store
         if changes and all(recipe.get(id) == value for id, value in changes.items()):
             absent[name] = "The model itself is of this kind."
@@ -118,9 +123,10 @@ def controls_of(
                 absent[name] = _make_untrained(judged)
                 continue
             store = FeatureStore.open(untrained_dir)
-        control = train_control(
-            name, recipe, folder / name.replace(" ", "_"), store, judged.card["datalist_digest"], places
-        )
+        with logging_redirect_tqdm():
+            control = train_control(
+                name, recipe, folder / name.replace(" ", "_"), store, judged.card["datalist_digest"], places
+            )
         places["num_threads"] = control.num_threads  # measured once
         shown = changes.get("frames_shown", "all")
         seen = [{**item, ENTRY: key} for item, key in zip(data[split].data, data[split].keys, strict=True)]

@@ -22,7 +22,7 @@ from scripts.selection.exams import Exams
 from scripts.selection.folds import Fold
 from scripts.training.outputs import logits_of
 from scripts.training.threads import AUTO
-from scripts.training.workflow import RECIPE, part, train
+from scripts.training.workflow import RECIPE, code_digest, part, train
 from scripts.writing import write_file
 
 logger = logging.getLogger("angiography")
@@ -65,9 +65,9 @@ def search(
 ) -> list[Candidate]:
     """Each candidate of the grid, trained on every fold by train.yaml; a fold that fails does not stop the others.
 
-    A finished fold is kept in `output_dir`/folds under the digest of all that it follows from: recipe, store, exams
-    and their labels, parts. A run that was stopped goes on when the same command is given, and another command finds
-    what both have in common.
+    A finished fold is kept in `output_dir`/folds under the digest of all that it follows from: recipe, code, store,
+    exams and their labels, parts. A run that was stopped goes on when the same command is given, and another command
+    finds what both have in common.
 
     Args:
         grid: settings of each candidate.
@@ -157,7 +157,7 @@ def warnings_kept() -> Iterator[list[str]]:
 def _follows_from(recipe: Mapping[str, Any], store_digest: str, datalist: str) -> str:
     """Digest of all that the result of a fold follows from, on machines that compute alike."""
     recipe = {name: value for name, value in recipe.items() if name not in ELSEWHERE}
-    content = {"recipe": recipe, "store": store_digest, "datalist": datalist}
+    content = {"recipe": recipe, "store": store_digest, "datalist": datalist, "code": code_digest()}
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 

@@ -18,7 +18,7 @@ from scripts.keys import MULTILABEL
 from scripts.store.store import FeatureStore
 from scripts.training.checkpoints import STATE, read_run
 from scripts.training.classes import labels_of
-from scripts.training.workflow import Trained, open_workflow, train
+from scripts.training.workflow import Trained, code_digest, open_workflow, train
 
 logger = logging.getLogger("angiography")
 
@@ -67,7 +67,7 @@ def recipe_of(card: Mapping[str, Any]) -> dict[str, Any]:
 def train_control(
     name: str, recipe: Mapping[str, Any], folder: Path, store: FeatureStore, digest: str, places: Mapping[str, Any]
 ) -> Trained:
-    """The head of one control; where `folder` has it from an earlier evaluation, it is not trained again.
+    """The head of one control; where `folder` has it from an earlier evaluation by this code, it is not trained again.
 
     Args:
         name: of TRAINED_CONTROLS.
@@ -78,7 +78,8 @@ def train_control(
         places: other ids of train.yaml, which its weights do not follow from, such as dataset_dir.
     """
     changed = {**recipe, **TRAINED_CONTROLS[name].changes}
-    known = _was_trained(folder / STATE, {**changed, "store_digest": store.digest, "datalist_digest": digest})
+    others = {"store_digest": store.digest, "datalist_digest": digest, "code_digest": code_digest()}
+    known = _was_trained(folder / STATE, changed | others)
     logger.info(f"control: {name}{', trained by an earlier evaluation' if known else ''}")
     kept = {"store": store, "checkpoint_dir": str(folder), "resume": known, "trained::datalist_digest": digest}
     return train({**places, **changed, **kept})

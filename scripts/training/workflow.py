@@ -1,5 +1,7 @@
 """Overrides -> a head trained by configs/train.yaml in this process: one recipe for all that trains many heads."""
 
+import functools
+import hashlib
 import logging
 import sys
 from collections.abc import Mapping
@@ -17,6 +19,11 @@ from scripts.training.checkpoints import BEST
 
 BUNDLE_ROOT = Path(__file__).resolve().parents[2]
 RECIPE = BUNDLE_ROOT / "configs" / "train.yaml"
+# What the weights of a head follow from beside its recipe, its features and its labels.
+CODE = (
+    *("configs/train.yaml", "scripts/networks/heads.py", "scripts/networks/time_encoding.py"),
+    *("scripts/features/batching.py", "scripts/features/sampling.py", "scripts/training/*.py"),
+)
 
 # ConfigWorkflow warns at each start that logging was left alone, which is what is asked of it here.
 logging.getLogger("monai.bundle.workflows").addFilter(lambda record: not record.msg.startswith("Logging file"))
@@ -36,6 +43,17 @@ class Trained(NamedTuple):
     best_epoch: int
     num_threads: int
     workflow: ConfigWorkflow
+
+
+@functools.cache  # of what this process runs, whatever is written while it does
+def code_digest() -> str:
+    """Digest of the code that trains a head: what another code left is neither gone on with nor taken for its own.
+
+    A comment that changes changes it too. That costs trainings of seconds; a version that someone forgets to raise
+    would cost a comparison of heads that were trained in two ways.
+    """
+    files = (path for name in CODE for path in sorted(BUNDLE_ROOT.glob(name)))
+    return hashlib.sha256(b"".join(hashlib.sha256(path.read_bytes()).digest() for path in files)).hexdigest()
 
 
 def check_overrides(overrides: Mapping[str, Any]) -> None:
