@@ -143,7 +143,15 @@ def _show(kind: type[BaseException], error: BaseException, trace: TracebackType 
     if ours is None or os.environ.get("ANGIOGRAPHY_TRACEBACK"):
         traceback.print_exception(kind, error, trace)
     else:
-        print(f"error: {ours}", file=sys.stderr)
+        print(f"error: {_said(ours)}", file=sys.stderr)
+
+
+def _said(error: BaseException) -> str:
+    """Its message; of the operating system's errors in the form of ours, without their number."""
+    if isinstance(error, OSError) and error.filename is not None:
+        found = (error.strerror or type(error).__name__).lower()
+        return bad_value(error.filename, "path", found, "one that can be read, or written to")
+    return str(error)
 
 
 def our_error(error: BaseException) -> BaseException | None:

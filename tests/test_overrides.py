@@ -147,6 +147,16 @@ def failed(code: str, **environment: str) -> subprocess.CompletedProcess:
     return done
 
 
+def test_error_of_the_operating_system_is_a_line_in_the_form_of_ours(tmp_path):
+    (tmp_path / "file").touch()
+    code = f"from pathlib import Path; Path({str(tmp_path / 'file' / 'below')!r}).mkdir()"
+    wrapped = f"try:\n    {code}\nexcept OSError as error:\n    raise RuntimeError('config') from error"
+    said = (
+        f"error: {tmp_path / 'file' / 'below'}: path is not a directory, needs one that can be read, or written to.\n"
+    )
+    assert failed(wrapped).stderr == said
+
+
 @pytest.mark.parametrize("code", [OURS, WRAPPED])
 def test_our_error_is_shown_as_its_one_line_also_where_it_was_wrapped(code):
     assert failed(code).stderr == PLAIN
