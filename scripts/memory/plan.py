@@ -7,8 +7,7 @@ from typing import Any
 import yaml
 
 from scripts.memory import budget as budgets
-from scripts.memory.checkpointing import checked
-from scripts.memory.search import Candidate, Workload, search, searching, whole_batch
+from scripts.memory.search import NONE, Candidate, Workload, search, whole_batch
 from scripts.memory.storages import CAUSES
 from scripts.memory.subjects import Subject
 
@@ -65,9 +64,10 @@ class Plan:
         best, plain = self.best, self.plain
         if best.peak_bytes >= plain.peak_bytes:
             return f"It fits as it is: {plain.peak_bytes / 1e9:.2f} GB at its peak."
+        extra = f"{best.extra_flops:.1%}" if best.extra_flops >= NONE else "no"
         return (
             f"Plain, this step holds {plain.peak_bytes / 1e9:.2f} GB at its peak; planned, {best.peak_bytes / 1e9:.2f} "
-            f"GB, {plain.peak_bytes / best.peak_bytes:.1f} times less, with {best.extra_flops:.1%} more computation."
+            f"GB, {plain.peak_bytes / best.peak_bytes:.1f} times less, with {extra} more computation."
         )
 
     @property
@@ -160,21 +160,6 @@ def make_plan(subject: Subject | Workload, budget: str | int, everything: bool =
     free = total if workload.device_type == "cpu" else budgets.free_bytes(total)
     best, candidates = search(workload, free, everything)
     return Plan(subject, total, free, best, candidates, _plain_of(workload, candidates))
-
-
-def predicted(workload: Workload, strategy: Mapping[str, Any] | str, accumulation: int = 1) -> Candidate:
-    """What one way of training holds and costs: the step as its settings have it, to be checked before it starts.
-
-    Args:
-        workload: what is trained; its batch is that of an optimizer step.
-        strategy: of scripts.memory.checkpointing.
-        accumulation: micro-batches of that step.
-
-    Raises:
-        ValueError: a strategy the network cannot follow, or a network that cannot be simulated.
-    """
-    with searching(workload) as (searcher, _):
-        return searcher.candidate(checked(strategy), accumulation)
 
 
 def _plain_of(workload: Workload, candidates: Sequence[Candidate]) -> Candidate:

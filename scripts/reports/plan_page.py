@@ -27,6 +27,7 @@ KINDS = {  # kind of a strategy -> its name in the legend, its mark
 }
 CAUSE_COLOURS = dict(zip(CAUSES, ("#000000", "#56b4e9", "#8a6d00", "#0072b2", "#d55e00", "#009e73"), strict=True))
 MAX_BARS = 5
+SMALL = 4  # times smaller than plain training: such bars are shown once more by themselves
 MAX_POINTS = 240  # of a line over the step
 
 
@@ -37,10 +38,13 @@ def write_page(path: Path, plan: Plan) -> Path:
         path: of the HTML file; its folder is made if it is not there.
         plan: also one in which nothing fits.
     """
-    pictures = {"frontier": frontier(plan), "causes": "", "course": ""}
     shown = _shown(plan)
+    pictures = {"frontier": frontier(plan)}
     if shown:
-        pictures |= {"causes": cause_bars(plan, shown), "course": course(plan, shown)}
+        pictures |= {"causes": cause_bars(plan, shown, "causes"), "course": course(plan, shown)}
+    small = [found for found in shown if SMALL * found.peak_bytes < plan.plain.peak_bytes]
+    if small:
+        pictures["small"] = cause_bars(plan, small, "small")
     page = fill(
         Path(__file__).parent / "plan.html.j2",
         {},
@@ -96,25 +100,26 @@ def frontier(plan: Plan) -> str:
     return svg_of(figure, "frontier")
 
 
-def cause_bars(plan: Plan, shown: Sequence[Candidate]) -> str:
-    """What is held at the peak by cause, one bar a candidate; SVG."""
-    figure, axes = new_picture(1.55 + 0.62 * len(shown))
-    longest = max(plan.free_bytes / 1e9, *[found.peak_bytes / 1e9 for found in shown])
+def cause_bars(plan: Plan, shown: Sequence[Candidate], name: str) -> str:
+    """What is held at the peak by cause, one bar a candidate, and the limit where it is in reach; SVG."""
+    figure, axes = new_picture(1.35 + 0.6 * len(shown))
+    limit, longest = plan.free_bytes / 1e9, max(found.peak_bytes / 1e9 for found in shown)
     for place, found in enumerate(shown):
         start = 0.0
         for cause in CAUSES:
             width = found.measurement.by_cause[cause] / 1e9  # type: ignore[union-attr]
             axes.barh(place, width, left=start, height=0.42, color=CAUSE_COLOURS[cause], linewidth=0)
             start += width
-        axes.text(start + 0.015 * longest, place, f"{start:.2f}", va="center", fontsize=9)
-        axes.text(0, place - 0.3, _label(plan, found), va="bottom", fontsize=9, parse_math=False)
-    axes.axvline(plan.free_bytes / 1e9, color="#000000", linewidth=1, linestyle="--")
-    axes.set(xlim=(0, 1.13 * longest), ylim=(len(shown) - 0.6, -0.8), xlabel="At the peak, GB; dashed: the limit")
+        axes.text(0, place - 0.27, f"{start:.2f} GB: {_label(plan, found)}", va="bottom", fontsize=9, parse_math=False)
+        if limit < 1.3 * longest:
+            axes.vlines(limit, place - 0.25, place + 0.25, color="#000000", linewidth=1.4, linestyle=":")
+    axes.set(xlim=(0, 1.05 * max(longest, limit if limit < 1.3 * longest else 0)), ylim=(len(shown) - 0.6, -0.75))
+    axes.set_xlabel("At the peak, GB" + ("; dotted: the limit" if limit < 1.3 * longest else ""))
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     handles = [(axes.barh(0, 0, color=CAUSE_COLOURS[cause]), cause) for cause in CAUSES]
     below_left(figure, handles, columns=3)
-    return svg_of(figure, "causes")
+    return svg_of(figure, name)
 
 
 def course(plan: Plan, shown: Sequence[Candidate]) -> str:
@@ -149,12 +154,9 @@ def over_the_step(measurement: Measurement) -> tuple[np.ndarray, np.ndarray, lis
     bounds = np.linspace(0, number, min(number, MAX_POINTS) + 1).astype(int)
     highs = np.array([alive[start:stop].max() for start, stop in pairwise(bounds)])
     names = [phase for _, phase in measurement.timeline]
-    starts = [0, *[at for at in range(1, number) if names[at] != names[at - 1]], number]
-    phases = [
-        (100 * start / number, 100 * stop / number, names[start])
-        for start, stop in pairwise(starts)
-        if names[start] in (FORWARD, BACKWARD, OPTIMIZER)
-    ]
+    starts = [(names.index(phase), phase) for phase in (FORWARD, BACKWARD, OPTIMIZER) if phase in names]
+    ends = [*[start for start, _ in starts[1:]], number]
+    phases = [(100 * at / number, 100 * end / number, phase) for (at, phase), end in zip(starts, ends, strict=True)]
     return 100 * bounds[1:] / number, highs, phases
 
 
@@ -172,7 +174,8 @@ def _shown(plan: Plan) -> list[Candidate]:
 
 
 def _label(plan: Plan, found: Candidate) -> str:
-    name = "plain" if found is plan.plain else in_words(found.strategy)
+    name = "nothing again" if found.strategy["kind"] == "none" else in_words(found.strategy)
+    name = "plain" if found is plan.plain else name
     return f"{name}, {plan.micro_batch(found)}{' (the plan)' if found is plan.best else ''}"
 
 
@@ -188,5 +191,5 @@ def _plain_ticks(axes: Axes, low: float, high: float) -> None:
     """Doublings between the ends, as plain numbers, in place of powers of ten."""
     doublings = np.arange(np.ceil(np.log2(low)), np.log2(high) + 1e-9)
     ticks = 2.0 ** doublings[:: 1 + len(doublings) // 9]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_yticks(ticks, [f"{tick:.3g}" for tick in ticks])
     axes.minorticks_off()
