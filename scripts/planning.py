@@ -42,8 +42,10 @@ def run_plan(
             raise ValueError(bad_value("plan", "table", named_table, f"one of {', '.join(TABLES)}"))
         budgets.read_budget(budget)
         return "\n".join(TABLES[named_table](budget)), True
-    total = budgets.read_budget(budget)
-    free = budgets.free_bytes(total)  # before the network is made: nonsense is told at once
+    for name, path in (("report", report), ("fragment", fragment)):
+        if path is not None and not isinstance(path, (str, Path)):
+            raise ValueError(bad_value("plan", name, path, "the path of a file"))
+    free = budgets.free_bytes(budgets.read_budget(budget))  # before the network is made: nonsense is told at once
     planned = asked_for(**subject)
     if enlarge is not None:
         return _largest(planned, enlarge, free)
@@ -75,6 +77,9 @@ def asked_for(
     if (config is None) == (network is None):
         found = "nothing" if config is None else "both config and network"
         raise ValueError(bad_value("plan", "subject", found, "either --config or --network with --shape"))
+    for name in ("amp", "splittable"):
+        if not isinstance(settings.get(name, True), bool):
+            raise ValueError(bad_value("plan", name, settings[name], "True or False"))
     if config is not None:
         return config_workload(config, overrides, **settings)
     if overrides:

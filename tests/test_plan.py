@@ -1,3 +1,8 @@
+import json
+import re
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 import yaml
@@ -12,6 +17,11 @@ from scripts.memory.measure import simulate_training_step
 from scripts.memory.plan import Plan, make_plan
 from scripts.memory.search import NONE, Workload, cheapest_modules, search, whole_batch
 from scripts.memory.subjects import config_workload, named_workload
+from scripts.memory.tables import CARDS_GB as CARDS
+from scripts.memory.tables import HARDWARE, SCENARIOS, STRATEGIES, TABLES
+from scripts.planning import run_plan
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def layers() -> nn.Module:
@@ -20,6 +30,17 @@ def layers() -> nn.Module:
 
 ROWS = Workload(layers, (512, 64), 8, amp=False)
 UNET = Workload(lambda: nets.UNet(3, 1, 2, (8, 16, 32), (2, 2), num_res_units=2), (1, 80, 80, 80), amp=False)
+
+
+class Steered(nn.Module):
+    """A network whose way depends on what it sees."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, values):
+        return self.layer(values) if values.sum() > 0 else values
 
 
 def test_what_fits_as_it_is_is_left_as_it_is():
@@ -177,7 +198,29 @@ def test_a_budget_that_is_none_is_told_in_one_line(budget):
         (["--network", "test_vit", "--shape", "1,2,3,32,32", "--budget", "0.1GB"], "budget is 0.10 GB"),
         (["--network", "test_vit", "--shape", "1,2,3,32,32", "--largest", "width"], "largest is width"),
         (["--network", "test_vit", "--shape", "1,2,3,32,32", "--optimizer", "lion"], "optimizer is lion"),
+        (["--network", "test_vit", "--shape", "1,2,3,32,32", "--budget", "24"], "Did you mean 24GB"),
+        (["--network", "test_vit", "--shape", "1,2,3,32,32", "--amp", "maybe"], "amp is maybe"),
+        (["--network", "test_vit", "--shape", "1,2,3,32,32", "--report"], "report is True"),
+        (["--network", "test_vit", "--shape", "1,2,3,32,32", "--batch_size", "4"], "flag is --batch_size"),
+        (["--network", "test_vit", "--shape", "1,2,3,32,0"], "shape is"),
+        (["--network", "test_vit", "--shape", "1,99999,3,32,32"], "from 1 to 4096"),
+        (["--network", "test_vit", "--shape", "4096,4096,3,4096,4096"], "2\\^40 values"),
+        (["--network", ".", "--shape", "1,1,32,32,32"], "network is ."),
+        (["--network", "torch.Tensor", "--shape", "1,1,32,32,32"], "network is torch.Tensor"),
+        (["--network", "torch.nn.functional.relu", "--shape", "1,1,32,32,32"], "a class of networks"),
+        (
+            ["--network", "torch.nn.Conv3d", "--shape", "1,1,32", "--options", "{out_channels: 1, kernel_size: 3}"],
+            "input is",
+        ),
+        (["--network", "monai.networks.nets.UNet", "--shape", "1,1,32,32,32", "--options", "5"], "options is 5"),
+        (["--network", f"{__name__}.Steered", "--shape", "2,8,8"], "steered by values"),
+        (["--network", f"{__name__}.Steered", "--shape", "2,8,8", "--largest", "batch"], "steered by values"),
+        (["--network", f"{__name__}.Steered", "--shape", "2,8,8", "--largest", "volume"], "needs one of batch"),
+        (["--config", "configs/finetune.yaml", "--batch_sise", "4"], "--batch_size"),
+        (["--config", "configs/finetune.yaml", "--batch_size", "0"], "--batch_size is 0"),
+        (["--config", "configs/train.yaml"], "a workflow that has it"),
         (["--table", "everything"], "table is everything"),
+        (["--table", "hardware", "--budget", "-1GB"], "budget is -1GB"),
         (["--config", "no/such.yaml"], "config is no/such.yaml"),
     ],
 )
@@ -220,6 +263,75 @@ def test_a_config_is_planned_for_by_its_ids(tmp_path):
     config.write_text("batch_size: 2\n")
     with pytest.raises(ValueError, match="id is network_def"):
         config_workload(str(config))
+
+
+SMALL = {"encoder_name": "test_vit", "image_size": 32, "max_frames": 3, "batch_size": 2, "accumulation_steps": 3}
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """A clone without models or exams, seen from another folder."""
+    shutil.copytree(ROOT / "configs", tmp_path / "clone" / "configs")
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return str(tmp_path / "clone" / "configs" / "finetune.yaml")
+
+
+def test_finetuning_is_planned_on_a_fresh_clone_from_any_folder_as_it_will_train(elsewhere):
+    found = {}
+    for blocks in (0, -1):
+        subject = config_workload(elsewhere, SMALL | {"trainable_blocks": blocks})
+        assert "start_from" in subject.assumed
+        assert "5 classes" in subject.assumed
+        workload = subject.workload
+        assert (workload.batch_size, workload.shape) == (6, (3, 3, 32, 32))
+        learned = sum(p.numel() for p in workload.make_network().parameters() if p.requires_grad)
+        step = whole_batch(workload, {"kind": "none"}).measurement
+        assert step.by_cause["optimizer"] == pytest.approx(8 * learned, rel=0.1)  # two numbers of AdamW a weight
+        found[blocks] = step
+    sizes = [found[blocks].held_bytes for blocks in (0, -1)]
+    assert 3 * sizes[0] < sizes[-1]  # frozen blocks hold nothing
+
+
+def test_what_a_clone_has_is_not_filled_in(elsewhere, tmp_path):
+    (tmp_path / "list.json").write_text(json.dumps({"task": {"type": "binary", "classes": ["no", "yes"]}, "test": []}))
+    there = {"datalist": str(tmp_path / "list.json"), "dataset_dir": str(tmp_path), "start_from": "scratch"}
+    subject = config_workload(elsewhere, SMALL | there)
+    assert subject.assumed == ""
+    network = subject.workload.make_network()
+    assert network.head(torch.zeros(1, 3, network.encoder.num_features)).shape == (1, 2)
+
+
+def test_the_fragment_is_laid_over_finetuning_as_it_is(elsewhere, tmp_path):
+    fragment = tmp_path / "plans" / "plan.yaml"
+    settings = {"amp": False, "splittable": True}
+    text, fits = run_plan(config=elsewhere, overrides=SMALL, settings=settings, budget="24GB", fragment=fragment)
+    assert fits
+    assert text.endswith(f"written: {fragment}, to be given after configs/finetune.yaml")
+    knobs = yaml.safe_load(fragment.read_text())
+    assert knobs == {"batch_size": 6, "accumulation_steps": 1, "checkpointing": {"kind": "none"}, "amp": False}
+    assert knobs.keys() <= yaml.safe_load((ROOT / "configs" / "finetune.yaml").read_text()).keys()
+    both = config_workload([elsewhere, str(fragment)], {name: SMALL[name] for name in ("encoder_name", "image_size")})
+    assert both.workload.batch_size == 6
+
+
+def test_tables_of_the_docs_are_what_the_command_prints():
+    page = (ROOT / "docs" / "memory.md").read_text()
+    printed = {
+        name: re.search(rf"<!-- {name} -->\n(.*?)<!-- end -->", page, re.S)[1].strip().splitlines() for name in TABLES
+    }
+    assert {name: len(rows) for name, rows in printed.items()} == {
+        "hardware": len(HARDWARE) * len(STRATEGIES) + 2,
+        "scenarios": len(SCENARIOS) + 2,
+    }
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in printed["hardware"]]
+    assert cells[0][2:] == [f"{gigabytes} GB" for gigabytes in CARDS]
+    what, title, network, shape = HARDWARE[2]
+    row = next(row for row in cells if row[:2] == [title, "nothing"])
+    with sizes_of(named_workload(network, shape), what) as sizes:
+        for place in (0, 3):
+            free = free_bytes(CARDS[place] * 10**9)
+            assert str(sizes.largest(STRATEGIES["nothing"], free)) == row[2 + place]
 
 
 def test_named_networks_fit_their_shape():

@@ -89,10 +89,10 @@ def sizes_of(workload: Workload, what: str) -> Iterator[Sizes]:
     """
     if what not in STEPS:
         raise ValueError(bad_value("plan", "largest", what, f"one of {', '.join(STEPS)}"))
-    if len(workload.shape) not in DIMENSIONS.get(what, (len(workload.shape),)):
-        allowed = f"one of {', '.join(name for name in STEPS if len(workload.shape) in DIMENSIONS.get(name, ()))}"
+    sizes = [name for name in STEPS if len(workload.shape) in DIMENSIONS.get(name, (len(workload.shape),))]
+    if what not in sizes:
         way_out = f"A sample of shape {', '.join(map(str, workload.shape))} has no such size."
-        raise ValueError(bad_value("plan", "largest", what, f"{allowed}, batch", way_out))
+        raise ValueError(bad_value("plan", "largest", what, f"one of {', '.join(sizes)}", way_out))
     options: dict[str, Any] = {"loss": workload.loss, "optimizer": workload.optimizer, "amp": workload.amp}
     step = _patch(workload.make_network()) if what == "image" else STEPS[what]
     with training_steps(workload.make_network, device_type=workload.device_type, **options) as simulate:

@@ -21,8 +21,9 @@ from scripts.networks.encoder import FrameEncoder
 from scripts.networks.heads import make_head
 from scripts.overrides import reject_unknown_ids
 
-LONGEST = 2**16  # of a side of a shape
+LONGEST = 2**12  # of a number of a shape: more frames take minutes to simulate
 MOST_VALUES = 2**40  # of an input: 4 TB
+OF_DATALIST = ("synthetic", "datalist_digest")  # what a recipe says of it
 SCRATCH = "scratch"  # start_from of finetune.yaml
 PRESETS: dict[str, dict[str, Any]] = {  # arguments of MONAI's networks that have no default there, as often used
     "UNet": {"channels": (16, 32, 64, 128, 256), "strides": (2, 2, 2, 2), "num_res_units": 2},
@@ -163,6 +164,7 @@ def _fill_in(parser: Any) -> str:
         parser["start_from"] = SCRATCH
     if "datalist" in ids and "task" in ids and not Path(parser.get_parsed_content("datalist")).is_file():
         parser["task"] = Task(NOMINAL["task_type"], tuple(NOMINAL["classes"]))
+        parser.update({f"recipe::{name}": "" for name in OF_DATALIST if name in ids.get("recipe", ())})
         taken.append(f"no datalist, so {len(NOMINAL['classes'])} classes are taken")
     sentence = "; ".join(taken)
     return f"{sentence[0].upper()}{sentence[1:]}." if taken else ""
