@@ -120,7 +120,9 @@ Imports point from the end of this list to its beginning, never back.
       handlers     events of the engines -> randomness of an epoch, its loss, its end, progress, tracking
       checkpoints  engines after an epoch -> best.pt, and the state that an interrupted run goes on from
       accumulation batches of one step -> the share of each in its loss
-      finetuning   exams, model.pt or encoder weights -> frames, what learns and how fast, model.pt
+      frames       exams -> frames drawn for an epoch, read in place of those that break
+      finetuning   model.pt or encoder weights -> encoder and head, what of them learns and how fast, model.pt
+      fitting      a training that is about to start -> how it takes its steps, what one will hold
       out_of_memory a trainer without memory left -> what to change, in which order
       workflow     overrides -> a head trained by configs/train.yaml in this process
       outputs      head, sequences -> logits, what each frame had to do with them

@@ -15,6 +15,7 @@ SOURCE = "source"  # the path as the datalist spells it; names an item in messag
 ERROR = "error"  # stands in an item that could not be read, with the reason
 MODALITY = "modality"  # datalist: DICOM's code, for containers that state none, optional
 FRAMES = "frames"  # datalist: 0-based frame indices to use, optional
+NUM_FRAMES = "num_frames"  # of the whole sequence, once its header was read
 LABEL = "label"  # class index, or K zeros and ones
 PATIENT = "patient"
 SEQUENCE = "sequence"

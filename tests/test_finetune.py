@@ -1,7 +1,10 @@
 """configs/finetune.yaml: it computes what caching and training compute, in parts, interrupted, in two processes."""
 
+import dataclasses
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +12,23 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from ignite.engine import Events
 from monai.bundle import create_workflow
 
 from scripts.datalists.collect import make_datalist
 from scripts.features.batching import FeatureDataset
+from scripts.memory.budget import card_bytes
+from scripts.memory.plan import make_plan
+from scripts.memory.search import Candidate, Workload, whole_batch
+from scripts.memory.tracking import track_training_step
 from scripts.networks.card import read_card
 from scripts.overrides import our_error
 from scripts.sequences.phantom import CLASSES, write_exams
 from scripts.store.store import FeatureStore
+from scripts.training import fitting
+from scripts.training.fitting import simulated
+from scripts.training.out_of_memory import advice
 from scripts.training.outputs import logits_of
 from tests.conftest import assert_message
 from tests.runs import ROOT, assert_same_weights, weights
@@ -29,15 +40,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning"
 
 
 def prepare(name: str, **overrides: Any) -> Any:
-    workflow = create_workflow(
-        workflow_type="train",
-        config_file=str(ROOT / "configs" / f"{name}.yaml"),
-        bundle_root=str(ROOT),
-        logging_file=False,
-        **overrides,
+    config = str(ROOT / "configs" / f"{name}.yaml")
+    return create_workflow(  # initialised
+        workflow_type="train", config_file=config, bundle_root=str(ROOT), logging_file=False, **overrides
     )
-    workflow.initialize()
-    return workflow
 
 
 def run(name: str, **overrides: Any) -> None:
@@ -91,7 +97,6 @@ def test_finetuning_leaves_a_model_that_inference_takes_as_it_is(places, tmp_pat
         model_path=str(tmp_path / "model.pt"),
         **run_inference,
     )
-    workflow.initialize()
     workflow.run()
     workflow.finalize()
     assert json.loads((tmp_path / "predictions.json").read_text())["predictions"]
@@ -184,10 +189,7 @@ def test_last_blocks_learn_the_earlier_the_slower(places, tmp_path):
 def test_a_knob_out_of_its_range_is_refused_in_one_line(places, tmp_path, name, value, allowed):
     with pytest.raises(Exception) as refused:
         prepare("finetune", **options(places, tmp_path, **{name: value})).run()
-    error = refused.value
-    while error.__cause__ is not None:
-        error = error.__cause__
-    assert_message(error, name, value, allowed)
+    assert_message(root_error(refused), name, value, allowed)
 
 
 def test_two_processes_train_to_the_weights_of_one_with_the_whole_batch(places, tmp_path):
@@ -215,26 +217,175 @@ def test_two_processes_train_to_the_weights_of_one_with_the_whole_batch(places, 
     assert json.loads((tmp_path / "two" / "run.json").read_text())["processes"] == 2
 
 
-def test_a_card_out_of_memory_ends_with_what_to_change_in_the_order_to_try_it(places, tmp_path):
-    workflow = prepare("finetune", **options(places, tmp_path))
+def root_error(caught: Any) -> BaseException:
+    error = caught.value
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def step_of(workflow: Any) -> Any:
+    return workflow.parser.get_parsed_content("fit")
+
+
+def test_memory_that_ends_is_reported_against_what_was_foretold_with_what_each_change_saves(places, tmp_path):
+    workflow = prepare("finetune", **options(places, tmp_path, trainable_blocks=-1))
 
     def fail() -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has less.")
 
     workflow.trainer.add_event_handler(Events.ITERATION_STARTED(once=2), fail)
     with pytest.raises(RuntimeError) as refused:
         workflow.run()
-    error = our_error(refused.value)
+    error, fit = our_error(refused.value), step_of(workflow)
     assert isinstance(error, MemoryError)
-    text = str(error)
-    steps = (
+    first, *ladder = str(error).splitlines()
+    assert first.startswith(f"CUDA out of memory; a step was foretold to hold {fit.peak_bytes / 1e6:.1f} MB of ")
+    ends = [re.fullmatch(r"\d\. (.+): ([\d.]+) MB at the peak, (\d+)% less, (.+)", line) for line in ladder]
+    knobs, peaks = [end[1] for end in ends], [float(end[2]) * 1e6 for end in ends]
+    expected = (
         "--batch_size 2 --accumulation_steps 4",
-        "'kind': 'chunks'",
+        "--checkpointing chunks",
         "--checkpointing selective",
-        "--amp",
-        "--max_frames 2",
-        "--image_size 24",
-        "configs/train.yaml",
     )
-    places_of = [text.index(step) for step in steps]
-    assert places_of == sorted(places_of)
+    expected += ("--checkpointing blocks", "--max_frames 2", "--image_size 16", "configs/cache_features.yaml")
+    assert [knob.startswith(start) for knob, start in zip(knobs, expected, strict=True)] == [True] * 7
+    assert all(peak < 0.99 * fit.peak_bytes for peak in peaks)
+    assert ends[0][4] == "no more work; the weights stay the same" and ends[3][4].endswith(
+        "% more work; the same gradients"
+    )
+    halved = simulated(fit.workload, 2, 4, "none", fit.resident_bytes)
+    assert peaks[0] == pytest.approx(halved.peak_bytes, abs=1e5)
+
+
+def test_a_run_that_one_sequence_fills_is_told_no_change_that_changes_nothing(places, tmp_path):
+    fit = step_of(prepare("finetune", **options(places, tmp_path, batch_size=1, trainable_blocks=0, max_frames=1)))
+    ladder = advice(fit.workload.make_network(), fit, "out of memory").splitlines()[1:]
+    assert ladder and not any(word in line for line in ladder for word in ("batch_size", "checkpointing", "max_frames"))
+
+
+def test_the_step_that_training_takes_holds_what_was_foretold_before_it(places, tmp_path, caplog):
+    caplog.set_level("INFO", "angiography")
+    given = {"trainable_blocks": 3, "batch_size": 4, "accumulation_steps": 2}
+    workflow = prepare("finetune", **options(places, tmp_path, **given, **STILL))
+    network, fit = workflow.parser.get_parsed_content("network_def"), step_of(workflow)
+    lines = [record.message for record in caplog.records if record.message.startswith("memory")]
+    assert lines[0] == "memory, as asked: 4 sequences x 4 frames of 48 pixels, 2 to a step, float32, checkpointing none"
+    assert f"{fit.peak_bytes / 1e6:.1f} MB at the peak" in lines[1] and len(lines) == 2
+    image = torch.rand(4, 4, 3, 48, 48)
+    found = track_training_step(network, (image,), accumulation=2)
+    assert fit.peak_bytes - fit.resident_bytes == pytest.approx(found.peak_bytes, rel=0.02)
+
+
+def test_a_run_that_cannot_fit_is_refused_with_the_change_that_would(places, tmp_path):
+    given = {"trainable_blocks": -1, "batch_size": 8, "accumulation_steps": 1}
+    plain = step_of(prepare("finetune", **options(places, tmp_path, **given)))
+    budget = int(0.75 * plain.peak_bytes)
+    with pytest.raises(Exception) as refused:
+        prepare("finetune", **options(places, tmp_path, **given, memory_budget=budget))
+    error = root_error(refused)
+    assert_message(error, "memory", f"{plain.peak_bytes / 1e6:.1f} MB at the peak of a step", f"{budget / 1e6:.1f} MB")
+    advised = re.search(r"Pass --batch_size (\d) --accumulation_steps (\d)\.", str(error))
+    batch, steps = map(int, advised.groups())
+    assert batch * steps == 8
+    given |= {"batch_size": batch, "accumulation_steps": steps, "memory_budget": budget}
+    assert step_of(prepare("finetune", **options(places, tmp_path, **given))).peak_bytes <= budget
+
+
+def test_what_no_plan_fits_is_refused_with_fewer_frames_or_with_cached_features(places, tmp_path, monkeypatch):
+    given = {"trainable_blocks": -1, "batch_size": 1, "accumulation_steps": 1}
+    fit = step_of(prepare("finetune", **options(places, tmp_path, **given)))
+    one_frame = dataclasses.replace(fit.workload, shape=(1, 3, 48, 48))
+    least = Candidate({"kind": "blocks", "every": 1}, 1, fit.peak_bytes, 0.3, None)
+    free = simulated(one_frame, 1, 1, least.strategy, fit.resident_bytes).peak_bytes
+    monkeypatch.setattr(fitting, "search", lambda *_: (None, [least]))
+    change = fitting.smallest_change(dataclasses.replace(fit, free_bytes=free))
+    assert change == "Pass --max_frames 1 --checkpointing blocks."
+    with pytest.raises(Exception) as refused:
+        prepare("finetune", **options(places, tmp_path, **given, memory_budget=1_000_000))
+    assert_message(root_error(refused), "memory", "at the peak of a step", "1.0 MB")
+    assert "configs/train.yaml" in str(root_error(refused))
+
+
+def test_a_plan_is_applied_kept_by_the_card_and_trains_to_the_weights_of_the_plain_run(places, tmp_path):
+    given = {"trainable_blocks": -1, "max_epochs": 2, "batch_size": 8, "accumulation_steps": 1, **STILL}
+    run("finetune", **options(places, tmp_path / "plain", **given))
+    whole = step_of(prepare("finetune", **options(places, tmp_path, **given)))
+    given |= {"memory_budget": int(0.7 * whole.peak_bytes), "checkpointing": "plan"}
+    run("finetune", **options(places, tmp_path / "planned", **given))
+    card = read_card(tmp_path / "planned" / "model.pt")
+    assert card["batch_size"] * card["accumulation_steps"] == 8 and card["batch_size"] < 8
+    for name in ("plain", "planned"):
+        assert (tmp_path / name / "model.pt").is_file()
+    ours, theirs = (weights(tmp_path / name / "finetuning" / "last.pt") for name in ("planned", "plain"))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_fragment_of_the_plan_command_is_taken_after_the_config(places, tmp_path):
+    given = options(places, tmp_path, trainable_blocks=-1)
+    del given["batch_size"], given["accumulation_steps"]
+    network = prepare("finetune", **given).parser.get_parsed_content("network_def")
+    workload = Workload(lambda: network, (4, 3, 48, 48), 8, amp=False)
+    plain = whole_batch(workload, {"kind": "none"})
+    fragment = tmp_path / "plan.yaml"
+    fragment.write_text(make_plan(workload, card_bytes(int(0.8 * plain.peak_bytes))).yaml)
+    stated = yaml.safe_load(fragment.read_text())
+    assert stated["batch_size"] < 8
+    files = [str(ROOT / "configs" / "finetune.yaml"), str(fragment)]
+    workflow = create_workflow(
+        workflow_type="train", config_file=files, bundle_root=str(ROOT), logging_file=False, **given
+    )
+    fit = step_of(workflow)
+    assert fit.settings == {name: stated[name] for name in fit.settings}
+
+
+def test_a_finished_run_is_resumed_although_its_model_lies_where_it_started_from(places, tmp_path):
+    copied = tmp_path / "model.pt"
+    for suffix in (".pt", ".json"):
+        source = Path(places["start_from"]).with_suffix(suffix)
+        copied.with_suffix(suffix).write_bytes(source.read_bytes())
+    given = options(places, tmp_path, max_epochs=2) | {"start_from": str(copied)}
+    run("finetune", **given)
+    before = weights(copied)
+    run("finetune", **given, resume=True)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(copied).items())
+
+
+def broken(places: dict[str, str], folder: Path, keep: float) -> tuple[dict[str, str], str]:
+    """The places with a copy of the exams, of which one of training is cut; its name in the list."""
+    shutil.copytree(places["dataset_dir"], folder / "data")
+    content = json.loads((folder / "data" / "datalist.json").read_text())
+    name = content["training"][1]["image"]
+    path = folder / "data" / name
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+    return places | {"dataset_dir": str(folder / "data")}, name
+
+
+def test_exams_without_a_readable_header_are_all_named_before_training_or_left_out(places, tmp_path, caplog):
+    there, name = broken(places, tmp_path, 0.01)
+    with pytest.raises(Exception) as refused:
+        prepare("finetune", **options(there, tmp_path / "out"))
+    error = root_error(refused)
+    assert "training is 1 of 8 exams unreadable" in str(error) and "--skip_unreadable True" in str(error)
+    assert name in str(error)
+    workflow = prepare("finetune", **options(there, tmp_path / "out", skip_unreadable=True))
+    assert len(workflow.parser.get_parsed_content("train::dataset")) == 7
+    assert name in caplog.text
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_exam_that_breaks_in_the_middle_stops_no_run_and_is_named_in_the_end(places, tmp_path, num_workers):
+    there, name = broken(places, tmp_path, 1.0)
+    workflow = prepare("finetune", **options(there, tmp_path / "out", max_epochs=1, num_workers=num_workers, **STILL))
+    dataset = workflow.parser.get_parsed_content("train::dataset")
+    whole = dataset[1]
+    path = Path(there["dataset_dir"]) / name
+    path.write_bytes(path.read_bytes()[:-100])  # after its header was checked
+    workflow.run()
+    with pytest.raises(RuntimeError) as ended:
+        workflow.finalize()
+    assert (tmp_path / "out" / "model.pt").is_file()
+    assert f"{name}: its pixel data cannot be read" in str(our_error(ended.value))
+    stand_in = dataset[1]
+    assert stand_in["label"] == whole["label"] and stand_in["source"] != name == whole["source"]

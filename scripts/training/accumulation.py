@@ -1,6 +1,7 @@
 """Batches whose gradients make one step -> the share of each, so that their sum is that of the whole batch."""
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,9 +9,11 @@ import torch.distributed as dist
 from ignite.engine import Engine, Events
 from torch import Tensor, nn
 
+from scripts.datalists.items import Task
 from scripts.features.sampling import LengthBatches
 from scripts.keys import MULTILABEL
-from scripts.training.losses import SequenceLoss
+from scripts.training.classes import class_weights
+from scripts.training.losses import SequenceLoss, make_loss
 
 
 class StepLoss(nn.Module):
@@ -30,6 +33,18 @@ class StepLoss(nn.Module):
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean of the batch times `share`, ()."""
         return self.loss(logits, labels) * self.share
+
+
+def make_step_loss(recipe: Mapping[str, Any], dataset: Any, task: Task) -> StepLoss:
+    """The loss of a batch of a step, as a recipe has it: label_smoothing, class_weights, focal_gamma.
+
+    Args:
+        recipe: a card.
+        dataset: whose labels weigh the classes.
+        task: of the datalist.
+    """
+    weights = class_weights(recipe["class_weights"], dataset, task)
+    return StepLoss(make_loss(task.type, recipe["label_smoothing"], weights, recipe["focal_gamma"]))
 
 
 class WholeSteps:

@@ -1,32 +1,32 @@
-"""Exams -> frames drawn for an epoch; encoder and head to start from, which part learns and how fast -> model.pt."""
+"""A model to start from -> encoder and head, which part of them learns and how fast -> model.pt."""
 
 import io
+import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from monai.transforms import Compose
 from timm.layers import DropPath
 from timm.models import group_parameters
 from timm.optim import param_groups_layer_decay
-from torch.utils.data import Dataset
+from torch.optim import AdamW
 
 from scripts.datalists.items import Task
 from scripts.errors import bad_value
 from scripts.features.batching import feature_scale
-from scripts.keys import ERROR, FEATURES, FRAME_TIMES, IMAGE, LABEL, SOURCE
 from scripts.memory.blocks import couples_batch
 from scripts.networks.card import NOMINAL, load_model, read_card, require_model, save_model
 from scripts.networks.classifier import SequenceClassifier
 from scripts.networks.encoder import FrameEncoder
+from scripts.networks.heads import make_head
 from scripts.networks.weights import digest, load_into, read_state
-from scripts.sequences.dataset import SequenceDataset
-from scripts.store.store import StoredSequence
-from scripts.training.checkpoints import BEST
+from scripts.training.checkpoints import BEST, STATE, read_run
+from scripts.training.frames import EncodedDataset, FrameDataset
+from scripts.training.optimizer import make_optimizer
 from scripts.writing import write_file
 
 logger = logging.getLogger("angiography")
@@ -41,74 +41,6 @@ def let_segments_grow() -> None:
     """Have CUDA's allocator enlarge its segments: sequences of many lengths leave fewer gaps. Before CUDA starts."""
     if not any(name in os.environ for name in ALLOCATOR):
         os.environ[ALLOCATOR[1]] = "expandable_segments:True"
-
-
-# --- data ---
-
-
-class FrameDataset(SequenceDataset):
-    """Exams as encoder input, read at each access: image (T, 3, H, W), frame_times_ms (T,), label, source.
-
-    Args:
-        data: datalist items.
-        transform: `preprocessing` of cache_features.yaml.
-        augmentation: random transforms of brightness (T, H, W), before the last of those; None changes nothing.
-        seed: of the augmentation. What is drawn follows from seed, epoch and exam: neither the order of reading matters
-            nor how many processes read. An exam that balanced sampling draws twice in an epoch is changed alike.
-    """
-
-    def __init__(
-        self, data: Sequence[dict[str, Any]], transform: Compose, augmentation: Compose | None = None, seed: int = 0
-    ) -> None:
-        *first, self.last = transform.transforms
-        super().__init__(data, Compose(first))
-        self.augmentation, self.seed, self.epoch = augmentation, seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Let what is drawn from now on be that of `epoch`."""
-        self.epoch = epoch
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """Ones, (N,): how many frames an exam has is known when it is read."""
-        return np.ones(len(self.data), dtype=np.int64)
-
-    def _transform(self, index: int) -> dict[str, Any]:
-        read = super()._transform(index)
-        if ERROR in read:
-            raise ValueError(f"{read[ERROR]} Take it out of the datalist; python -m scripts check finds all such.")
-        if self.augmentation is not None:
-            drawn = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1)
-            read = self.augmentation.set_random_state(seed=int(drawn[0]))(read)
-        made = self.last(read)
-        return {key: made[key] for key in (IMAGE, FRAME_TIMES, LABEL, SOURCE)}
-
-
-class EncodedDataset(Dataset):
-    """The same exams as the head gets them, features (T, D) float32 in place of frames; encoded at each access.
-
-    Args:
-        dataset: frames, without augmentation.
-        network: its encoder encodes them, on its device, without dropout or drop path.
-    """
-
-    def __init__(self, dataset: FrameDataset, network: SequenceClassifier) -> None:
-        self.dataset, self.network, self.data = dataset, network, dataset.data
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    @torch.inference_mode()
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        item = self.dataset[index]
-        device = next(self.network.parameters()).device
-        features = self.network.eval().encode(item.pop(IMAGE)[None].to(device))
-        return item | {FEATURES: features[0].float().cpu()}
-
-    def plain(self, index: int) -> StoredSequence:
-        """As a FeatureDataset gives it."""
-        item = self[index]
-        return StoredSequence(item[FEATURES], item[FRAME_TIMES], torch.arange(len(item[FEATURES])))
 
 
 # --- the network that training starts from ---
@@ -136,8 +68,40 @@ def require_start(start_from: str | Path) -> Path:
     raise FileNotFoundError(bad_value("configuration", "start_from", start_from, "an existing model.pt", way_out))
 
 
+def recipe_of_run(folder: str | Path, resume: bool) -> dict[str, Any]:
+    """The recipe of the run that will be gone on with; empty if one begins.
+
+    Raises:
+        ValueError: its state cannot be read.
+    """
+    path = Path(folder) / STATE
+    return json.loads(read_run(path)["recipe"]) if resume and path.is_file() else {}
+
+
+def make_network(
+    recipe: Mapping[str, Any], task: Task, dropout: float = 0.0, chunk_frames: int = 64
+) -> SequenceClassifier:
+    """Encoder and head as a recipe has them, of which nothing is loaded yet.
+
+    Args:
+        recipe: a card (scripts.networks.card.NOMINAL).
+        task: of the datalist; its classes are the logits.
+        dropout: of the head.
+        chunk_frames: frames that the encoder takes at once.
+    """
+    encoder = FrameEncoder(recipe["encoder_name"], recipe["pooling"], recipe["layers"])
+    options = {name: recipe[name] for name in ("hidden_size", "num_layers", "bidirectional", "readout", "use_times")}
+    head = make_head(recipe["head_name"], encoder.num_features, len(task.classes), dropout=dropout, **options)
+    return SequenceClassifier(encoder, head, chunk_frames)
+
+
 def load_start(
-    network: SequenceClassifier, start_from: str | Path, encoder_weights: str, models_dir: str | Path, task: Task
+    network: SequenceClassifier,
+    start_from: str | Path,
+    encoder_weights: str,
+    models_dir: str | Path,
+    task: Task,
+    began: Mapping[str, Any] | None = None,
 ) -> str:
     """Fill the network with what training starts from; the digest of all of it.
 
@@ -147,6 +111,7 @@ def load_start(
         encoder_weights: those of the encoder if it is `scratch`; the head then stays as it was made.
         models_dir: where encoder weights are.
         task: of the datalist.
+        began: of `recipe_of_run`. What that run started from may be gone by now: it ends in the place of it.
 
     Raises:
         FileNotFoundError: there are no such weights.
@@ -162,6 +127,8 @@ def load_start(
             raise ValueError(bad_value(start_from, "task", found, allowed, "Pass --start_from scratch."))
         load_model(network, require_model(start_from))
         network.head.set_temperature(1.0)  # type: ignore[operator]
+        if began and card.get("start_digest") == began.get("start_digest"):  # its own result, not another start
+            return card["start_digest"]
     return digest(network.state_dict())
 
 
@@ -253,6 +220,19 @@ def parameter_groups(
     ]
     head = {"params": list(network.head.parameters()), "weight_decay": weight_decay, "lr": learning_rate}
     return [head, *groups]
+
+
+def finetuning_optimizer(network: torch.nn.Module, bare: SequenceClassifier, recipe: Mapping[str, Any]) -> AdamW:
+    """The optimizer of `parameter_groups`, with the rates, decays and clipping of a recipe.
+
+    Args:
+        network: as it is trained, maybe within DistributedDataParallel.
+        bare: without.
+        recipe: with learning_rate, encoder_learning_rate, layer_decay, weight_decay, max_gradient_norm.
+    """
+    rate, decay = recipe["learning_rate"], recipe["weight_decay"]
+    groups = parameter_groups(bare, rate, recipe["encoder_learning_rate"], recipe["layer_decay"], decay)
+    return make_optimizer(network, rate, decay, recipe["max_gradient_norm"], groups)
 
 
 # --- what is left in the end ---
