@@ -236,7 +236,7 @@ def test_equal_scores_have_area_one_half_and_no_interval():
     found = score(labels, np.full((40, 2), 0.5), BINARY, ["no", "yes"], range(40), num_resamples=200)
     assert found["macro_auroc"] == {"value": 0.5, "low": None, "high": None}
     assert found["accuracy"]["low"] < 0.5 < found["accuracy"]["high"]
-    assert any("resamples give the same value" in note and "macro auroc" in note for note in found["notes"])
+    assert any("resamples give the same value" in note and "macro AUROC" in note for note in found["notes"])
 
 
 def test_class_that_resamples_miss_is_noted_with_their_number():
@@ -370,7 +370,7 @@ def test_model_that_always_says_the_same_has_mcc_zero_and_no_precision_of_the_ot
     found = score(labels, np.tile([0.6, 0.3, 0.1], (60, 1)), MULTICLASS, NAMES[:3], range(60), num_resamples=50)
     assert found["mcc"]["value"] == sk.matthews_corrcoef(labels, np.zeros(60)) == 0
     assert found["per_class"]["leakage"]["precision"]["value"] is None
-    note = "Not defined on these sequences: precision of leakage, pooling; npv of normal."
+    note = "Not defined on these sequences: precision of leakage, pooling; NPV of normal."
     assert note in found["notes"]
     json.dumps(found, allow_nan=False)
 

@@ -134,7 +134,7 @@ def test_everything_given_is_on_the_page(report):
     temperature = given["temperature"]["temperature"]
     for expected in (
         "Does the pretrained encoder help? Not measured. No store of an untrained encoder was given. Make one: python",
-        f"Logits are divided by {temperature:.3f}, the temperature fitted on split “validation”",
+        f"calibrated: logits are divided by {temperature:.3f}, fitted on split “validation”",
         "At chosen thresholds Best sum of sensitivity and specificity Chosen on split “validation” (90 sequences), "
         "judged on split “held out”.",
         "Specificity of at least 0.9",

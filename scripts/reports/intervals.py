@@ -17,6 +17,7 @@ from scripts.reports.resampling import ECE
 CONFIDENCE = 0.95
 MAX_NAMED = 8  # in a note
 EVERY_CLASS = "all classes"
+ABBREVIATIONS = ("auroc", "auprc", "mcc", "npv", "ece", "f1")
 
 Estimate = dict[str, float | None]
 
@@ -125,7 +126,7 @@ def quantile(ordered: np.ndarray, defined: np.ndarray, at: np.ndarray) -> np.nda
 
 def spoken(name: str) -> str:
     """A metric's name as a sentence has it."""
-    return name.replace("_", " ")
+    return " ".join(word.upper() if word in ABBREVIATIONS else word for word in name.split("_"))
 
 
 def some(names: Sequence[str], joint: str = ", ") -> str:

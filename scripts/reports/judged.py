@@ -102,7 +102,7 @@ def controls_of(
     found = {
         SINGLE_FRAME: (
             alone,
-            f"Logistic regression on one frame, at {position:.0%} of the run, chosen on the validation split.",
+            f"Logistic regression on one frame, at {100 * position:.0f} % of the run, chosen on the validation split.",
         )
     }
     absent: dict[str, str] = {}
