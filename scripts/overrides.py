@@ -27,15 +27,17 @@ RUN_ARGUMENTS = (  # of `python -m monai.bundle run` itself
 RANGES: dict[str, tuple[float, float | None]] = {
     **dict.fromkeys(("max_epochs", "patience", "batch_size", "val_interval", "hidden_size"), (1, None)),
     **dict.fromkeys(("max_frames", "image_size", "chunk_frames", "max_sequence_bytes", "num_resamples"), (1, None)),
-    **dict.fromkeys(("dropout", "frame_dropout", "label_smoothing", "warmup"), (0.0, 0.99)),
+    **dict.fromkeys(("dropout", "frame_dropout", "label_smoothing", "warmup", "drop_path"), (0.0, 0.99)),
     **dict.fromkeys(("weight_decay", "max_gradient_norm", "focal_gamma"), (0.0, None)),
     "ema_decay": (0.0, 0.999999),
     "time_jitter": (0.0, 0.5),
     **dict.fromkeys(("lower_percentile", "upper_percentile"), (0.0, 100.0)),
     "every_ms": (0.001, None),
-    "learning_rate": (1e-9, 1e3),
+    **dict.fromkeys(("learning_rate", "encoder_learning_rate"), (1e-9, 1e3)),
+    "layer_decay": (1e-3, 1.0),
+    "trainable_blocks": (-1, None),
     **dict.fromkeys(("seed", "augmentation_seed"), (0, 2**32 - 1)),
-    **dict.fromkeys(("rank", "augmented_passes"), (0, None)),
+    **dict.fromkeys(("rank", "augmented_passes", "num_workers"), (0, None)),
     **dict.fromkeys(("world_size", "layers", "accumulation_steps"), (1, None)),
 }
 OUR_FOLDER = Path(__file__).resolve().parent

@@ -76,10 +76,10 @@ def test_with_all_frozen_and_no_augmentation_the_logits_are_those_of_the_cached_
     store = FeatureStore.open(Path(places["start_from"]).parent / "features")
     dataset = part("train::dataset")
     found = logits_of(part("network_def"), dataset, "cpu", batch_size=4)
-    cached = logits_of(part("head"), FeatureDataset(dataset.data, store), "cpu", batch_size=4)
+    cached = logits_of(part("network_def").head, FeatureDataset(dataset.data, store), "cpu", batch_size=4)
     assert len(found) == 8
     torch.testing.assert_close(torch.tensor(found), torch.tensor(cached), rtol=2e-3, atol=2e-3)  # stored as float16
-    assert not any(weight.requires_grad for weight in part("encoder").parameters())
+    assert not any(weight.requires_grad for weight in part("network_def").encoder.parameters())
 
 
 def test_finetuning_leaves_a_model_that_inference_takes_as_it_is(places, tmp_path):
@@ -107,7 +107,7 @@ def test_finetuning_leaves_a_model_that_inference_takes_as_it_is(places, tmp_pat
 
 def test_from_scratch_the_head_gets_the_scale_of_the_features_that_it_trains_on(places, tmp_path):
     given = options(places, tmp_path, **ENCODER, start_from="scratch", hidden_size=8)
-    head = prepare("finetune", **given).parser.get_parsed_content("head")
+    head = prepare("finetune", **given).parser.get_parsed_content("network_def").head
     cached = weights(Path(places["start_from"]))
     torch.testing.assert_close(head.mean, cached["head.mean"], rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(head.std, cached["head.std"], rtol=1e-2, atol=1e-3)
@@ -174,6 +174,13 @@ def test_last_blocks_learn_the_earlier_the_slower(places, tmp_path):
         assert len(of_block) == 1 and of_block.pop() == (rate if rate is None else pytest.approx(rate))
     assert found["encoder.backbone.norm.weight"] == pytest.approx(0.01)
     assert found["encoder.backbone.pos_embed"] is None
+
+
+def test_dropout_and_chunk_frames_are_those_of_the_knobs(places, tmp_path):
+    workflow = prepare("finetune", **options(places, tmp_path, dropout=0.45, chunk_frames=3))
+    network = workflow.parser.get_parsed_content("network_def")
+    assert 0.45 in {part.p for part in network.head.modules() if isinstance(part, torch.nn.Dropout)}
+    assert network.chunk_frames == 3
 
 
 @pytest.mark.parametrize(

@@ -78,21 +78,19 @@ def recipe_of_run(folder: str | Path, resume: bool) -> dict[str, Any]:
     return json.loads(read_run(path)["recipe"]) if resume and path.is_file() else {}
 
 
-def make_network(
-    recipe: Mapping[str, Any], task: Task, dropout: float = 0.0, chunk_frames: int = 64
-) -> SequenceClassifier:
-    """Encoder and head as a recipe has them, of which nothing is loaded yet.
+def make_network(recipe: Mapping[str, Any], task: Task) -> SequenceClassifier:
+    """Encoder and head as a recipe has them, nothing loaded yet; of the encoder learns what `unfreeze` lets learn.
 
     Args:
-        recipe: a card (scripts.networks.card.NOMINAL).
+        recipe: what NOMINAL of scripts.networks.card has, dropout, chunk_frames, trainable_blocks, drop_path.
         task: of the datalist; its classes are the logits.
-        dropout: of the head.
-        chunk_frames: frames that the encoder takes at once.
     """
     encoder = FrameEncoder(recipe["encoder_name"], recipe["pooling"], recipe["layers"])
     options = {name: recipe[name] for name in ("hidden_size", "num_layers", "bidirectional", "readout", "use_times")}
-    head = make_head(recipe["head_name"], encoder.num_features, len(task.classes), dropout=dropout, **options)
-    return SequenceClassifier(encoder, head, chunk_frames)
+    options["dropout"] = recipe["dropout"]
+    head = make_head(recipe["head_name"], encoder.num_features, len(task.classes), **options)
+    network = SequenceClassifier(encoder, head, recipe["chunk_frames"])
+    return unfreeze(network, recipe["trainable_blocks"], recipe["drop_path"])
 
 
 def load_start(
