@@ -121,6 +121,7 @@ Imports point from the end of this list to its beginning, never back.
       checkpoints  engines after an epoch -> best.pt, and the state that an interrupted run goes on from
       accumulation batches of one step -> the share of each in its loss
       frames       exams -> frames drawn for an epoch, read in place of those that break
+      lora         layers that learn -> low-rank adapters beside them; adapters -> plain layers
       finetuning   model.pt or encoder weights -> encoder and head, what of them learns and how fast, model.pt
       fitting      a training that is about to start -> how it takes its steps, what one will hold
       out_of_memory a trainer without memory left -> what to change, in which order

@@ -37,7 +37,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "layer_decay": (1e-3, 1.0),
     "trainable_blocks": (-1, None),
     **dict.fromkeys(("seed", "augmentation_seed"), (0, 2**32 - 1)),
-    **dict.fromkeys(("rank", "augmented_passes", "num_workers"), (0, None)),
+    **dict.fromkeys(("rank", "augmented_passes", "num_workers", "lora_rank"), (0, None)),
     **dict.fromkeys(("world_size", "layers", "accumulation_steps"), (1, None)),
 }
 OUR_FOLDER = Path(__file__).resolve().parent

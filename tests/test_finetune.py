@@ -17,17 +17,20 @@ from ignite.engine import Events
 from monai.bundle import create_workflow
 
 from scripts.datalists.collect import make_datalist
+from scripts.datalists.items import Task
 from scripts.features.batching import FeatureDataset
 from scripts.memory.budget import card_bytes
 from scripts.memory.plan import make_plan
 from scripts.memory.search import Candidate, Workload, whole_batch
 from scripts.memory.tracking import track_training_step
-from scripts.networks.card import read_card
+from scripts.networks.card import NOMINAL, load_model, read_card
 from scripts.overrides import our_error
 from scripts.sequences.phantom import CLASSES, write_exams
 from scripts.store.store import FeatureStore
 from scripts.training import fitting
+from scripts.training.finetuning import make_network
 from scripts.training.fitting import simulated
+from scripts.training.lora import add_adapters
 from scripts.training.out_of_memory import advice
 from scripts.training.outputs import logits_of
 from tests.conftest import assert_message
@@ -35,6 +38,7 @@ from tests.runs import ROOT, assert_same_weights, weights
 
 ENCODER = {"encoder_name": "test_vit", "encoder_weights": "random:0", "image_size": 48, "max_frames": 4}
 QUICK = {"max_epochs": 3, "batch_size": 4, "accumulation_steps": 2, "device": "cpu", "progress": False}
+SMALL = {"encoder_name": "test_vit", "hidden_size": 8, "dropout": 0.0, "chunk_frames": 8, "drop_path": 0.0}
 STILL = {"augment": False, "dropout": 0.0}
 pytestmark = pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")  # MONAI 1.6.1: configs run code
 
@@ -174,6 +178,41 @@ def test_last_blocks_learn_the_earlier_the_slower(places, tmp_path):
         assert len(of_block) == 1 and of_block.pop() == (rate if rate is None else pytest.approx(rate))
     assert found["encoder.backbone.norm.weight"] == pytest.approx(0.01)
     assert found["encoder.backbone.pos_embed"] is None
+
+
+def test_adapters_learn_in_place_of_the_blocks_and_the_model_needs_none(places, tmp_path):
+    pytest.importorskip("peft")
+    given = options(
+        places, tmp_path, lora_rank=2, trainable_blocks=2, max_epochs=2, encoder_learning_rate=0.01, **STILL
+    )
+    workflow = prepare("finetune", **given)
+    part = workflow.parser.get_parsed_content
+    network, start = part("network_def"), part("start_digest")
+    learnt = [name for name, weight in network.encoder.named_parameters() if weight.requires_grad]
+    assert learnt and all("lora_" in name and (".blocks.4." in name or ".blocks.5." in name) for name in learnt)
+    plain = prepare("finetune", **options(places, tmp_path / "plain", **STILL)).parser.get_parsed_content
+    image = torch.rand(2, 3, 3, 48, 48)
+    assert start == plain("start_digest")
+    torch.testing.assert_close(network.eval()(image), plain("network_def").eval()(image))  # they begin with nothing
+    workflow.run()
+    workflow.finalize()
+    ours, theirs = weights(tmp_path / "model.pt"), weights(Path(places["start_from"]))
+    assert ours.keys() == theirs.keys()
+    changed = {name for name in ours if name.startswith("encoder") and not torch.equal(ours[name], theirs[name])}
+    assert changed and all((".4." in name or ".5." in name) and name.endswith("weight") for name in changed)
+    fresh = make_network(read_card(tmp_path / "model.pt") | {"lora_rank": 0}, part("task"))
+    load_model(fresh, tmp_path / "model.pt")
+    fresh.head.set_temperature(1.0)
+    network.head.set_temperature(1.0)
+    torch.testing.assert_close(fresh.eval()(image), network.eval()(image), rtol=1e-4, atol=1e-5)
+
+
+def test_adapters_without_their_package_are_refused_before_anything_is_read(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    network = make_network(NOMINAL | SMALL | {"lora_rank": 0, "trainable_blocks": 1}, Task("multiclass", ("a", "b")))
+    with pytest.raises(ImportError) as refused:
+        add_adapters(network, 4)
+    assert_message(refused.value, "lora_rank", "4", "the package peft")
 
 
 def test_dropout_and_chunk_frames_are_those_of_the_knobs(places, tmp_path):

@@ -26,6 +26,7 @@ from scripts.networks.heads import make_head
 from scripts.networks.weights import digest, load_into, read_state
 from scripts.training.checkpoints import BEST, STATE, read_run
 from scripts.training.frames import EncodedDataset, FrameDataset
+from scripts.training.lora import add_adapters, take_weights, without_adapters
 from scripts.training.optimizer import make_optimizer
 from scripts.writing import write_file
 
@@ -82,7 +83,7 @@ def make_network(recipe: Mapping[str, Any], task: Task) -> SequenceClassifier:
     """Encoder and head as a recipe has them, nothing loaded yet; of the encoder learns what `unfreeze` lets learn.
 
     Args:
-        recipe: what NOMINAL of scripts.networks.card has, dropout, chunk_frames, trainable_blocks, drop_path.
+        recipe: what a card has: NOMINAL, and dropout, chunk_frames, trainable_blocks, drop_path, lora_rank.
         task: of the datalist; its classes are the logits.
     """
     encoder = FrameEncoder(recipe["encoder_name"], recipe["pooling"], recipe["layers"])
@@ -90,7 +91,7 @@ def make_network(recipe: Mapping[str, Any], task: Task) -> SequenceClassifier:
     options["dropout"] = recipe["dropout"]
     head = make_head(recipe["head_name"], encoder.num_features, len(task.classes), **options)
     network = SequenceClassifier(encoder, head, recipe["chunk_frames"])
-    return unfreeze(network, recipe["trainable_blocks"], recipe["drop_path"])
+    return add_adapters(unfreeze(network, recipe["trainable_blocks"], recipe["drop_path"]), recipe["lora_rank"])
 
 
 def load_start(
@@ -115,19 +116,22 @@ def load_start(
         FileNotFoundError: there are no such weights.
         ValueError: weights of another architecture, or a model of another task.
     """
+    plain = without_adapters(network)
     if start_from == SCRATCH:
-        load_into(network.encoder, encoder_weights, models_dir)
+        load_into(plain.encoder, encoder_weights, models_dir)
     else:
         card = starting_card(start_from)
         if (card["task_type"], tuple(card["classes"])) != (task.type, tuple(task.classes)):
             found = f"{card['task_type']}: {', '.join(card['classes'])}"
             allowed = f"{task.type}: {', '.join(task.classes)}, as the datalist has them"
             raise ValueError(bad_value(start_from, "task", found, allowed, "Pass --start_from scratch."))
-        load_model(network, require_model(start_from))
-        network.head.set_temperature(1.0)  # type: ignore[operator]
+        load_model(plain, require_model(start_from))
+        plain.head.set_temperature(1.0)  # type: ignore[operator]
         if began and card.get("start_digest") == began.get("start_digest"):  # its own result, not another start
             return card["start_digest"]
-    return digest(network.state_dict())
+    if plain is not network:
+        take_weights(network, plain)
+    return digest(plain.state_dict())
 
 
 def fit_scale(network: SequenceClassifier, dataset: FrameDataset, start_from: str | Path) -> None:
@@ -249,5 +253,6 @@ def save_finetuned(
     model_path: str | Path, network: SequenceClassifier, folder: str | Path, card: Mapping[str, Any]
 ) -> Path:
     """Write model.pt and its card, after `take_best`; the card names the encoder by what became of it."""
-    final = dict(card) | {"encoder_digest": digest(network.encoder.backbone.state_dict())}
-    return save_model(model_path, network.encoder, network.head, Path(folder) / HEAD_FILE, final)
+    plain = without_adapters(network)
+    final = dict(card) | {"encoder_digest": digest(plain.encoder.backbone.state_dict())}
+    return save_model(model_path, plain.encoder, plain.head, Path(folder) / HEAD_FILE, final)
