@@ -26,6 +26,8 @@ UNITS = 40  # steps of the knapsack: bytes to be saved are met to 2.5 %
 SHARES = (1.0, 0.3, 0.1)  # of all activations, the most that one module computes again at once
 ATTEMPTS = 4  # sets of modules simulated for each share, each saving what the one before lacked
 NONE = 0.0005  # extra FLOPs below it are none
+FAR = 1.5  # times the free bytes: a strategy that needs more is not simulated in a weaker form
+STRENGTH = {"selective": "flops_per_value", "segments": "number"}  # the knob with which a kind saves more
 Choice = tuple[float, tuple[str, ...]]  # FLOPs, names of modules
 
 
@@ -118,13 +120,15 @@ class Searcher:
         return made
 
     def on_a_line(self, strategy: dict[str, Any], accumulation: int, micro_batch: int) -> tuple[int, int]:
-        """Peak bytes and FLOPs of a micro-batch as one and two samples foretell them."""
-        one, two = (self.measured(strategy, accumulation, size) for size in (1, 2))
+        """Peak bytes and FLOPs of a micro-batch as two smaller ones foretell them, each with a whole chunk."""
+        few = min(math.ceil(strategy.get("frames", 1) / self.workload.shape[0]), micro_batch)
+        many = min(2 * few, micro_batch)
+        one, two = (self.measured(strategy, accumulation, size) for size in (few, many))
         peaks = []
         for phases in ((FORWARD, BACKWARD), (OPTIMIZER,)):
             first, second = one.peak_of(*phases), two.peak_of(*phases)
-            peaks.append(first + (second - first) * (micro_batch - 1))
-        return max(peaks), two.flops * micro_batch // 2
+            peaks.append(first + (second - first) * (micro_batch - few) // max(many - few, 1))
+        return max(peaks), two.flops * micro_batch // many
 
     def best_of(self, strategy: dict[str, Any], free_bytes: int, best: Candidate | None) -> Candidate | None:
         """The strategy with the fewest micro-batches that fit, if that is better than the best so far."""
@@ -162,18 +166,47 @@ class Searcher:
     def try_uniform(self, network: nn.Module, free_bytes: int, everything: bool) -> Candidate | None:
         """The best of the strategies that treat all blocks alike, and of selective ones between those."""
         best: Candidate | None = None
-        costs: list[float] = []
         for strategy, least in sorted(self.uniform(network), key=lambda found: found[1]):
-            if everything or best is None or least < best.extra_flops - NONE:
+            if everything or self.is_worth_trying(strategy, least, free_bytes, best):
                 with suppress(ValueError):  # it cannot be run that way; the plain run has shown that it runs
                     best = self.best_of(strategy, free_bytes, best)
-                    costs += [strategy["flops_per_value"]] if strategy["kind"] == "selective" else []
-        high = float(best.strategy.get("flops_per_value", 0)) if best is not None else 0.0
-        low = max((cost for cost in costs if cost < high), default=0.0)
+        if best is None or best.strategy["kind"] != "selective":
+            return best
+        knob = "extra_flops" if "extra_flops" in best.strategy else "flops_per_value"
+        return self.between(knob, free_bytes, best)
+
+    def is_worth_trying(self, strategy: dict[str, Any], least: float, free_bytes: int, best: Candidate | None) -> bool:
+        """Whether a strategy that costs at least so many FLOPs can be the best; of chunks the largest that fit are."""
+        if best is not None and least >= best.extra_flops - NONE:
+            return False
+        kind, smallest = strategy["kind"], self.accumulations[-1]
+        tried = [
+            found for found in self.candidates if found.strategy["kind"] == kind and found.accumulation == smallest
+        ]
+        if kind in STRENGTH:
+            stronger = [found for found in tried if found.strategy[STRENGTH[kind]] >= strategy[STRENGTH[kind]]]
+            whole = [found for found in stronger if "extra_flops" not in found.strategy]
+            return all(found.peak_bytes <= FAR * free_bytes for found in whole)
+        if kind != "chunks":
+            return True
+        if best is not None and best.strategy["kind"] == kind:
+            return False
+        if len(tried) < 2:
+            return True
+        (many, most), (few, more) = ((found.strategy["frames"], found.peak_bytes) for found in tried[-2:])
+        return more - (most - more) * (few - strategy["frames"]) / (many - few) <= free_bytes  # it needs that or more
+
+    def between(self, knob: str, free_bytes: int, best: Candidate) -> Candidate:
+        """The best selective strategy with less of a knob than the best so far, but more than what was too large."""
+        high = float(best.strategy.get(knob, 0))
+        rest = {name: value for name, value in best.strategy.items() if name != knob}
+        tried = [found.strategy for found in self.candidates if rest.items() <= found.strategy.items()]
+        low = max((float(other[knob]) for other in tried if other.get(knob, high) < high), default=0.0)
         for _ in range(3 if high else 0):
-            middle = round((low + high) / 2)
-            before, best = best, self.best_of({"kind": "selective", "flops_per_value": middle}, free_bytes, best)
-            low, high = (low, middle) if best is not before else (middle, high)
+            middle = round((low + high) / 2, 3)
+            found = self.best_of({**best.strategy, knob: middle}, free_bytes, best)
+            low, high = (low, middle) if found is not best else (middle, high)
+            best = found or best
         return best
 
     def best_modules(
