@@ -32,6 +32,7 @@ SCENARIOS = (  # what it is, network, shape of a batch
     ("brain MRI, whole 256^3", NETS + "UNet", (1, 1, 256, 256, 256)),
     ("brain MRI, whole 256^3", NETS + "DynUNet", (1, 1, 256, 256, 256)),
     ("cardiac 4D, 30 x 128^3 as a batch", NETS + "UNet", (30, 1, 128, 128, 128)),
+    ("lung CT 512x512x400, whole", NETS + "DynUNet", (1, 1, 512, 512, 400)),
     ("lung CT 512x512x400, 2 patches of 192^3", NETS + "DynUNet", (2, 1, 192, 192, 192)),
     ("lung CT 512x512x400, 2 patches of 128^3", NETS + "SwinUNETR", (2, 1, 128, 128, 128)),
 )
