@@ -14,6 +14,7 @@ from scripts.selection.exams import find_exams
 from scripts.selection.refit import refit
 from scripts.training.workflow import open_workflow, part, train
 from tests.runs import QUICK, weights, write_features
+from tests.test_evaluation import evaluate, message_of
 
 FACTS = {"num_folds": 3, "candidates": 2}
 
@@ -78,3 +79,23 @@ def test_refit_again_makes_the_same_model(made):
     first = weights(refit(options, 2, 1.0, workflow, exams, FACTS))
     again = weights(refit(options, 2, 1.0, workflow, exams, FACTS))
     assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+
+
+@pytest.mark.filterwarnings("ignore:parsing config_file:UserWarning")  # MONAI 1.6.1: configs run code
+def test_model_is_evaluated_on_the_test_split_alone_beside_controls_of_its_recipe(made):
+    _, options, workflow, exams = made
+    model = refit(options, 3, 1.5, workflow, exams, FACTS)
+    places = {name: options[name] for name in ("dataset_dir", "features_dir")}
+    report = evaluate(model.parent, places)
+    assert report["model"]["num_sequences"] == 6
+    assert "trained on the validation split too" in report["notes"][0] and "thresholds" not in report
+    states = sorted((model.parent / "evaluation" / "controls").rglob("state.pt"))
+    recipes = [json.loads(torch.load(path, weights_only=True)["recipe"]) for path in states]
+    assert len(recipes) == 3
+    assert {(recipe["max_epochs"], recipe["val_interval"], recipe["datalist_digest"]) for recipe in recipes} == {
+        (8, 1, exams.digest)
+    }
+    for split in ("training", "validation"):
+        with pytest.raises(RuntimeError) as refused:
+            evaluate(model.parent, places, split=split)
+        assert f"split is {split}, needs one that the model was not trained on" in message_of(refused.value)
