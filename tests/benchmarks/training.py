@@ -132,7 +132,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="fewer sequences and repeats, under a minute")
     parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
     options = parser.parse_args()
-    training, validation, repeats = (2_000, 200, 3) if options.quick else (10_000, 1_000, 7)
+    training, validation, repeats = (2_000, 200, 3) if options.quick else (10_000, 1_000, 5)
     logging.disable(logging.INFO)
     rows, figures = [], []
     with tempfile.TemporaryDirectory() as name:
