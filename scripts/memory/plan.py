@@ -12,6 +12,7 @@ from scripts.memory.storages import CAUSES
 from scripts.memory.subjects import Subject
 
 COLUMNS = ("what is computed again", "micro-batch", "peak GB", "extra FLOPs", "")
+USE = "For configs/finetune.yaml; in your own code scripts.memory.checkpointing.apply(network, checkpointing)"
 ORDINALS = {2: "2nd", 3: "3rd"}
 
 
@@ -111,7 +112,7 @@ class Plan:
             modules = [f"{name} {size / 1e6:,.0f}" for name, size in list(best.measurement.by_module.items())[:3]]
             lines = [f"At the peak, in MB: {', '.join(causes)}.", f"Most of it by module, in MB: {', '.join(modules)}."]
             lines += self.assumptions
-        return [*lines, "", "For configs/finetune.yaml:", "", self.yaml]
+        return [*lines, "", f"{USE}:", "", self.yaml]
 
     @property
     def assumptions(self) -> list[str]:

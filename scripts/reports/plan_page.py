@@ -95,7 +95,7 @@ def frontier(plan: Plan) -> str:
     handles.append((axes.plot([], [], "o", markerfacecolor="none", color=GREY)[0], "hollow: too large"))
     axes.grid(color="#e4e4e4", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set(xlabel="Extra computation, %", ylabel="Peak, GB (each step of the axis doubles)")
+    axes.set(xlabel="Extra computation, %", ylabel="Peak, GB (logarithmic)")
     below_left(figure, handles, columns=2)
     return svg_of(figure, "frontier")
 
