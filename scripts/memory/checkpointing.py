@@ -100,7 +100,7 @@ def strategies_for(network: nn.Module) -> list[dict[str, Any]]:
     """The strategies worth trying on this network; of a kind, what saves most first, after what costs nothing."""
     found: list[dict[str, Any]] = [{"kind": "none"}]
     blocks = blocks_of(network)
-    found += [{"kind": "selective", "flops_per_value": cost} for cost in (0, 2000, 1000, 200)]
+    found += [{"kind": "selective", "flops_per_value": cost} for cost in (0, 20000, 2000, 1000, 200)]
     found += [{"kind": "selective", "flops_per_value": 1000, "extra_flops": share} for share in (0.04, 0.09)]
     found += [{"kind": "blocks", "every": every} for every in (3, 2, 1) if every <= len(blocks)]
     sequence = longest_sequence(network)

@@ -152,9 +152,12 @@ def found_by_budget(
         figures.append(
             Figure(f"{name}: extra FLOPs, %", 100 * best.extra_flops if best else 999.0, at_most=100 * extra)
         )
-        how = f"{best.strategy} x {best.accumulation}" if best else "nothing fits"
-        peak = f"{best.peak_bytes / 1e9:.3f}" if best else ""
-        rows.append([f"{saving:g}x", peak, f"{figures[-1].value:.1f} %", str(len(candidates)), f"{took:.1f}", how[:70]])
+        least = best or min(candidates, key=lambda found: found.peak_bytes)
+        how = f"{'' if best else 'does not fit: '}{least.strategy} x {least.accumulation}"
+        peak = f"{least.peak_bytes / 1e9:.3f}"
+        rows.append(
+            [f"{saving:g}x", peak, f"{100 * least.extra_flops:.1f} %", str(len(candidates)), f"{took:.1f}", how[:70]]
+        )
     columns = ("less", "peak GB", "extra FLOPs", "candidates", "CPU s", "plan")
     print_table(f"{title}: plain {plain.peak_bytes / 1e9:.2f} GB, {plain.extra_flops:.0%}", columns, rows)
     return figures
