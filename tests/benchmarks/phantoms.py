@@ -2,13 +2,17 @@
 
     python -m tests.benchmarks.phantoms [--quick] [--check] [--work_dir FOLDER] [--image_size 112]
 
-For each kind and seed: 120 synthetic patients as DICOM, their frames through the encoder once with its trained and once
+For each kind and seed: 240 synthetic patients as DICOM, their frames through the encoder once with its trained and once
 with untrained weights, the head by configs/train.yaml with every knob at its default, and the evaluation of held-out
 patients by configs/evaluate.yaml's functions. Nothing is set for one kind that is not set for the other.
 
+Why 240 patients: a fifth of them is tested. Of the 120 of the demo that is 25 with 50 runs, and an accuracy of 0.92
+is known to 0.04 then, twice the way from the model to its bar. 240 halve that variance, and leave 144 patients to learn
+from, still few.
+
 Frames are shown to the encoder at 112 pixels, not at the default of 224, which takes four times as long: at 112 the six
-sets cost about a minute each on two idle cores, and again as much with the untrained encoder. `--work_dir` keeps exams
-and features, and uses what is there. All numbers are of synthetic exams.
+sets cost about two minutes each on two idle cores, and again as much with the untrained encoder. `--work_dir` keeps
+exams and features, and uses what is there. All numbers are of synthetic exams.
 """
 
 import argparse
@@ -100,7 +104,7 @@ def main() -> int:
     parser.add_argument("--work_dir", type=Path, help="keep exams and features here, and use what is there")
     parser.add_argument("--image_size", type=int, default=112, help="pixels; a multiple of 14")
     options = parser.parse_args()
-    seeds, num_patients, image_size = (1, 24, 28) if options.quick else (3, 120, options.image_size)
+    seeds, num_patients, image_size = (1, 24, 28) if options.quick else (3, 240, options.image_size)
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")  # MONAI 1.6.1: configs run code
     fetch(ENCODERS["features"], ROOT / "models")
