@@ -353,6 +353,35 @@ def test_what_no_plan_fits_is_refused_with_fewer_frames_or_with_cached_features(
     assert "configs/train.yaml" in str(root_error(refused))
 
 
+class OneExam:
+    data = [{"num_frames": 4}]
+
+
+def test_a_run_that_is_gone_on_with_keeps_its_plan(monkeypatch):
+    monkeypatch.setattr(fitting, "search", None)  # not asked
+    recipe = NOMINAL | SMALL | {"lora_rank": 0, "trainable_blocks": 1, "image_size": 48, "ema_decay": 0.0}
+    network = make_network(recipe, Task("multiclass", ("a", "b")))
+    began = {"batch_size": 2, "accumulation_steps": 4, "checkpointing": {"kind": "blocks", "every": 2}}
+    asked = {"batch_size": 8, "accumulation_steps": 1, "checkpointing": "plan", "began": began}
+    fit = fitting.fit_memory(network, recipe | {"world_size": 1}, [OneExam()], "cpu", **asked)
+    assert fit.knobs == began
+
+
+def test_half_precision_is_for_cards_and_nothing_else_is_taken_for_it(caplog):
+    caplog.set_level("INFO", "angiography")
+    cpu, card = torch.device("cpu"), torch.device("cuda")
+    found = {
+        (amp, device.type): fitting.half_precision(amp, device)
+        for amp in ("auto", True, False)
+        for device in (cpu, card)
+    }
+    assert {key for key, half in found.items() if half} == {("auto", "cuda"), (True, "cuda")}
+    assert "this CPU computes in float32" in caplog.text
+    with pytest.raises(ValueError) as refused:
+        fitting.half_precision("maybe", cpu)
+    assert_message(refused.value, "amp", "maybe", "auto, True or False")
+
+
 def test_a_plan_is_applied_kept_by_the_card_and_trains_to_the_weights_of_the_plain_run(places, tmp_path):
     given = {"trainable_blocks": -1, "max_epochs": 2, "batch_size": 8, "accumulation_steps": 1, **STILL}
     run("finetune", **options(places, tmp_path / "plain", **given))
