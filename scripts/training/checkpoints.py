@@ -100,7 +100,8 @@ class Checkpoints:
         if engine.state.rank > 0:
             return
         if state.best_metric_epoch == epoch:  # type: ignore[attr-defined]
-            self.best = {name: tensor.clone() for name, tensor in bare(self.averaged).state_dict().items()}
+            weights = bare(self.averaged).state_dict()
+            self.best = {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}  # not a card's
             self._write(BEST, self.best)
         scaler = engine.scaler
         kept = {
