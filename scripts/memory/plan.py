@@ -189,7 +189,12 @@ def in_words(strategy: Mapping[str, Any]) -> str:
     kind, number = strategy["kind"], {name: value for name, value in strategy.items() if name != "kind"}
     if kind == "selective":
         cost, share = number.get("flops_per_value", 0), number.get("extra_flops", 1)
-        return f"selective{f', {cost:g} FLOPs a value' if cost else ''}{f', {share:.0%} in all' if share < 1 else ''}"
+        words = [
+            "selective",
+            f"{cost:g} FLOPs a value" if cost else "",
+            f"{100 * share:g}% in all" if share < 1 else "",
+        ]
+        return ", ".join(filter(None, words))
     if kind == "blocks":
         return (
             "every block" if number["every"] == 1 else f"every {ORDINALS.get(number['every'], number['every'])} block"
