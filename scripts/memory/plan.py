@@ -199,7 +199,7 @@ def in_words(strategy: Mapping[str, Any]) -> str:
         return (
             "every block" if number["every"] == 1 else f"every {ORDINALS.get(number['every'], number['every'])} block"
         )
-    words = {"none": "nothing", "segments": "in {number} segments", "chunks": "the encoder, {frames} frames at once"}
-    if kind in words:
-        return words[kind].format(**number)
+    plainly = {"none": "nothing", "segments": "in {number} segments", "chunks": "the encoder, {frames} frames at once"}
+    if kind in plainly:
+        return plainly[kind].format(**number)
     return f"{len(number['names'])} modules" if "names" in number else f"{kind} {number or ''}".strip()
