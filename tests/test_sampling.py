@@ -168,3 +168,28 @@ def test_an_epoch_has_whole_steps_of_batches_of_nearly_one_size(num_sequences, t
     sizes = [len(batch) for share in shares for batch in share]
     assert all(len(share) % together == 0 for share in shares)
     assert sum(sizes) == num_sequences and max(sizes) <= 4 and max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize("num_sequences", [100, 64, 3000])
+@pytest.mark.parametrize(("batch_size", "together", "world_size"), [(8, 2, 1), (4, 4, 1), (8, 1, 2), (2, 4, 2)])
+def test_a_step_has_the_same_sequences_however_it_is_cut_and_shared(num_sequences, batch_size, together, world_size):
+    lengths = UNIFORM[:num_sequences]
+    ranks = [LengthBatches(lengths, batch_size, rank, world_size, together=together) for rank in range(world_size)]
+    whole = LengthBatches(lengths, 16)
+    for _ in range(2):
+        shares = [epoch(sampler) for sampler in ranks]
+        steps = [
+            [n for share in shares for b in share[at : at + together] for n in b]
+            for at in range(0, len(shares[0]), together)
+        ]
+        assert [sorted(step) for step in steps] == [sorted(step) for step in epoch(whole)]
+
+
+@pytest.mark.parametrize(
+    ("num_sequences", "together", "steps"), [(5, 4, [4, 1]), (8, 4, [4, 4]), (3, 4, [3]), (9, 3, [3, 3, 3])]
+)
+def test_batches_of_one_fill_steps_and_the_last_has_what_is_left(num_sequences, together, steps):
+    batches = epoch(LengthBatches(UNIFORM[:num_sequences], 1, together=together))
+    assert [len(batches[at : at + together]) for at in range(0, len(batches), together)] == steps
+    assert sorted(n for batch in batches for n in batch) == list(range(num_sequences))
+    assert {len(batch) for batch in batches} == {1}

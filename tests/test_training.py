@@ -94,16 +94,11 @@ def test_accumulated_batches_train_to_the_weights_of_the_whole_batch(tmp_path):
     places = write_features(tmp_path, {"training": 24, "validation": 6})
     exact = {**places, "dropout": 0.0, "max_epochs": 3}
     train(tmp_path / "whole", **exact, batch_size=8)
-    train(tmp_path / "parts", **exact, batch_size=4, accumulation_steps=2)
-    # LengthBatches puts other sequences together, but one step an epoch of all of them is the same step
-    train(tmp_path / "one", **exact, batch_size=24)
-    train(tmp_path / "twelve", **exact, batch_size=2, accumulation_steps=12)
-    whole, parts, one, twelve = (
-        weights(tmp_path / name / "checkpoints" / "last.pt") for name in ("whole", "parts", "one", "twelve")
-    )
-    assert len(whole) > 10 and any(not torch.equal(whole[name], parts[name]) for name in whole)
-    for name in one:
-        torch.testing.assert_close(twelve[name], one[name], rtol=1e-4, atol=1e-5)
+    train(tmp_path / "parts", **exact, batch_size=2, accumulation_steps=4)
+    whole, parts = (weights(tmp_path / name / "checkpoints" / "last.pt") for name in ("whole", "parts"))
+    assert len(whole) > 10
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-4, atol=1e-5)
 
 
 def test_accumulated_batches_of_unequal_size_and_weight_train_to_the_weights_of_the_whole_batch(tmp_path):

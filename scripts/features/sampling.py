@@ -16,8 +16,10 @@ class LengthBatches(Sampler[list[int]]):
     """Batches of positions for a DataLoader's `batch_sampler`: random, but for sequences of similar length together.
 
     In an epoch every sequence stands in one batch of one process. All are shuffled, cut into windows, sorted by length
-    within each and cut into batches, which come in random order; equal lengths make plain random batches. Batches
-    differ in size by one at most, so that none is a small rest: 33 sequences by 32 are batches of 16 and 17.
+    within each and cut into steps, which come in random order, and each step into batches; equal lengths make plain
+    random batches. Steps differ in size by one at most, so that none is a small rest: 33 sequences by 32 are 16 and 17.
+    Which sequences make a step follows from how many there are in one, not from how many batches and processes they are
+    shared among, so that a step has the same gradients whichever way it is fitted into memory.
 
     Each iteration is another epoch; `set_epoch` chooses one. The global random state is left alone.
 
@@ -29,7 +31,8 @@ class LengthBatches(Sampler[list[int]]):
         seed: the same in all processes.
         groups: (N,), such as the class of each; an epoch then has as many sequences as without, but draws each group
             as often as any other: those of a small one several times, of a large one some alone.
-        together: batches whose gradients make one step; an epoch has whole steps, so that none is of less than others.
+        together: batches of one process whose gradients make one step. With batches of one sequence the last step of
+            an epoch may have fewer.
 
     Raises:
         ValueError: fewer sequences than processes.
@@ -55,11 +58,15 @@ class LengthBatches(Sampler[list[int]]):
             raise ValueError(bad_value("configuration", "training", found, allowed))
         self.rank, self.world_size = rank, world_size
         self.seed, self.epoch = seed, 0
-        steps = together * -(-len(self.lengths) // (together * batch_size * world_size))
-        self.steps = min(steps, len(self.lengths) // world_size)  # no batch is empty
+        number, batches = len(self.lengths), together * world_size
+        steps = -(-number // (batch_size * batches))
+        self.edges = np.arange(steps + 1) * number // steps  # of the steps of an epoch
+        if steps > 1 and number // steps < batches:  # batches of one sequence: none may be empty
+            self.edges = np.append(np.arange(0, number - world_size + 1, batches), number)
+        self.batches = np.minimum(np.diff(self.edges) // world_size, together)  # of this process in each step
 
     def __len__(self) -> int:
-        return self.steps
+        return int(self.batches.sum())
 
     def set_epoch(self, epoch: int) -> None:
         """Let the next iteration be that of `epoch`, and those after it follow."""
@@ -68,15 +75,18 @@ class LengthBatches(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         random = np.random.default_rng([self.seed, self.epoch])
         self.epoch += 1
-        order = self._drawn(random)
-        edges = np.arange(self.steps * self.world_size + 1) * len(order) // (self.steps * self.world_size)
-        window = min(MAX_WINDOW, -(-self.steps // MIN_WINDOWS)) * self.world_size
-        for first in range(0, len(edges) - 1, window):
-            part = order[edges[first] : edges[min(first + window, len(edges) - 1)]]
+        order, num_steps = self._drawn(random), len(self.batches)
+        window = min(MAX_WINDOW, -(-num_steps // MIN_WINDOWS))
+        for first in range(0, num_steps, window):
+            part = order[self.edges[first] : self.edges[min(first + window, num_steps)]]
             part[:] = part[np.argsort(self.lengths[part], kind="stable")]
-        for step in random.permutation(self.steps):  # its batches are neighbours in length
-            batch = step * self.world_size + (self.rank + random.integers(self.world_size)) % self.world_size
-            yield order[edges[batch] : edges[batch + 1]].tolist()
+        steps = random.permutation(num_steps)
+        for step in sorted(steps, key=lambda step: self.batches[step], reverse=True):  # one with fewer batches is last
+            drawn, count = order[self.edges[step] : self.edges[step + 1]], self.batches[step] * self.world_size
+            cuts = np.arange(count + 1) * len(drawn) // count
+            for first in range(0, count, self.world_size):  # neighbours in length, one for each process
+                batch = first + (self.rank + random.integers(self.world_size)) % self.world_size
+                yield drawn[cuts[batch] : cuts[batch + 1]].tolist()
 
     def _drawn(self, random: np.random.Generator) -> np.ndarray:
         """Positions of an epoch, (N,), in random order; none a second time before all of its group were drawn once."""
