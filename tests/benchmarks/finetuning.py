@@ -114,9 +114,9 @@ def measure(root: Path, quick: bool) -> list[Figure]:
         run("finetune", **options(name, **short, checkpointing=kind)).parser.get_parsed_content("fit")
         for name, kind in (("plain", "none"), ("blocks", "blocks"))
     )
-    all_at_once = {"batch_size": 64, "accumulation_steps": 1}  # a step takes every exam, however it is divided
-    whole = run("finetune", **options("whole", **short, **all_at_once)).parser.get_parsed_content("fit")
-    planned = {**all_at_once, "checkpointing": "plan", "memory_budget": int(0.5 * whole.peak_bytes)}
+    in_one = {"batch_size": 16, "accumulation_steps": 1}  # steps have the same exams, however they are divided
+    whole = run("finetune", **options("whole", **short, **in_one)).parser.get_parsed_content("fit")
+    planned = {**in_one, "checkpointing": "plan", "memory_budget": int(0.5 * whole.peak_bytes)}
     fit = run("finetune", **options("planned", **short, **planned)).parser.get_parsed_content("fit")
     last = "finetuning/last.pt"
 
