@@ -140,9 +140,9 @@ Imports point from the end of this list to its beginning, never back.
       subgroups    values of a column -> scores of each group
       plots        numbers -> SVG of curves
       charts       numbers -> SVG of intervals and of training
+      predictions  rows -> predictions.csv, predictions.json
       wording      scores -> sentences
       page         scores -> report.html, report.json, table
-      predictions  rows -> predictions.csv, predictions.json
       inference    engine output -> rows
       plan_page    a memory plan -> plan.html
       judged       model.pt, store, list -> the model, checked; what its controls make of a split
