@@ -30,7 +30,7 @@ Imports point from the end of this list to its beginning, never back.
 
     sequences/     any container -> frames -> encoder input
       phantom      seed -> synthetic exams as DICOM, labels.csv (phantom_ffa, phantom_xa: their pixels)
-      nifti        4D NIfTI -> SequenceHeader -> stored frames
+      nifti        4D NIfTI -> SequenceHeader -> stored frames or volumes
       images       PNG, JPEG, TIFF frames, times.csv -> SequenceHeader -> stored frames
       video        MP4, AVI -> SequenceHeader -> stored frames
       reader       any of these or DICOM -> SequenceHeader -> stored frames
@@ -42,6 +42,7 @@ Imports point from the end of this list to its beginning, never back.
       frames       brightness -> resized -> encoder input (T, 3, H, W)
       transforms   all of these as MONAI MapTransforms
       augmentation random changes of a sequence, all frames alike
+      volumes      4D NIfTI, or a list of 3D ones -> encoder input (T, 1, X, Y, Z), as MONAI MapTransforms
       dataset      items -> encoder input, bad exams marked and passed on
 
     datalists/     folders, labels -> datalist -> checked items
@@ -59,11 +60,12 @@ Imports point from the end of this list to its beginning, never back.
       sheet        checked list -> check.json, check.html with pictures
 
     networks/      tensors -> tensors
+      volume_encoder volumes (N, 1, X, Y, Z) -> features (N, D), by a network of MONAI
       encoder      frames (N, 3, H, W) -> features (N, D) or patch tokens (N, P, D), any timm backbone
       weights      name -> verified state dict of the encoder, digest
       time_encoding lengths, frame_times_ms (B, T) -> real frames (B, T), elapsed time as numbers
       heads        features (B, T, D), lengths, times -> logits (B, K), a weight and a decision a frame
-      classifier   image (B, T, 3, H, W) -> logits (B, K)
+      classifier   image (B, T, 3, H, W) or (B, T, 1, X, Y, Z) -> logits (B, K)
       card         model.pt, model.json <-> network
 
     memory/        network -> bytes of a step, how to need fewer

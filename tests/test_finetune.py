@@ -316,7 +316,7 @@ def test_the_step_that_training_takes_holds_what_was_foretold_before_it(places, 
     workflow = prepare("finetune", **options(places, tmp_path, **given, **STILL))
     network, fit = workflow.parser.get_parsed_content("network_def"), step_of(workflow)
     lines = [record.message for record in caplog.records if record.message.startswith("memory")]
-    assert lines[0] == "memory, as asked: 4 sequences x 4 frames of 48 pixels, 2 to a step, float32, checkpointing none"
+    assert lines[0] == "memory, as asked: 4 sequences x 4 frames of 48 x 48, 2 to a step, float32, checkpointing none"
     assert f"{fit.peak_bytes / 1e6:.1f} MB at the peak" in lines[1] and len(lines) == 2
     image = torch.rand(4, 4, 3, 48, 48)
     found = track_training_step(network, (image,), accumulation=2)

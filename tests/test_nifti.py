@@ -313,7 +313,7 @@ def test_reading_two_frames_holds_two_frames(tmp_path, name):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     np.testing.assert_array_equal(stored, frames[[3, 57]])
-    assert peak < frames.nbytes / 6
+    assert peak < frames.nbytes / 5  # three frames, and the buffers of gzip
 
 
 def test_no_name_in_the_header_leaves_it(tmp_path):

@@ -17,6 +17,7 @@ from scripts.errors import bad_value
 from scripts.features.engines import Engine
 from scripts.features.exams import ExamReader, encode, read_ahead
 from scripts.keys import ENTRY, SOURCE
+from scripts.networks.encoder import encodes_volumes
 from scripts.pages import counted
 from scripts.store.origin import Origin, differences
 from scripts.store.shards import StoredSequence
@@ -38,7 +39,7 @@ class Recomputation(NamedTuple):
 
 
 def set_up(folder: Path, origin: Origin, models_dir: str | Path | None = None) -> Recomputation:
-    """The workflow of configs/cache_features.yaml with the settings of a store.
+    """The workflow of configs/cache_features.yaml, of volumes with its overlay, with the settings of a store.
 
     Raises:
         ValueError: it would make features of another fingerprint; the message names the fields.
@@ -49,7 +50,8 @@ def set_up(folder: Path, origin: Origin, models_dir: str | Path | None = None) -
     random = origin.fingerprint.get("augmentation")
     seed = random.get("seed", 0) if isinstance(random, dict) else 0
     parser = ConfigParser()
-    parser.read_config(BUNDLE_ROOT / "configs" / "cache_features.yaml")
+    names = ["cache_features.yaml"] + ["volumes.yaml"] * encodes_volumes(str(origin.settings.get("encoder_name")))
+    parser.read_config([BUNDLE_ROOT / "configs" / name for name in names])
     own = {
         "bundle_root": str(BUNDLE_ROOT),
         "models_dir": str(models_dir or BUNDLE_ROOT / "models"),

@@ -76,6 +76,7 @@ class SequenceHeader:
     shutters: tuple[Shutter, ...] = ()
     mask_steps: tuple[MaskStep, ...] = ()
     padding: tuple[int, int] | None = None  # stored values, lowest and highest, that mark pixels without content
+    slices: int = 1  # more: each frame is a volume, of NIfTI only
     subtracted: bool = False  # the values that travel with this header are differences to a mask
 
     @property
@@ -84,7 +85,14 @@ class SequenceHeader:
         return str(self.facts.get("Modality", ""))
 
 
-def check_decoded_size(item: object, num_frames: int, frame_bytes: int, size: object, max_bytes: int) -> None:
+def check_decoded_size(
+    item: object,
+    num_frames: int,
+    frame_bytes: int,
+    size: object,
+    max_bytes: int,
+    max_frame_bytes: int = MAX_FRAME_BYTES,
+) -> None:
     """Refuse a sequence or frame that would decode to more than allowed, before anything is allocated.
 
     Args:
@@ -93,6 +101,7 @@ def check_decoded_size(item: object, num_frames: int, frame_bytes: int, size: ob
         frame_bytes: of one decoded frame.
         size: what the message calls the size of a frame, such as "512 x 512".
         max_bytes: the limit.
+        max_frame_bytes: that of one frame.
 
     Raises:
         SequenceError: it is larger.
@@ -101,7 +110,7 @@ def check_decoded_size(item: object, num_frames: int, frame_bytes: int, size: ob
         found = f"{frame_bytes * num_frames} bytes ({num_frames} x {size})"
         way_out = "Raise --max_sequence_bytes if the file is really that large."
         raise SequenceError(bad_value(item, "decoded size", found, f"at most {max_bytes}", way_out))
-    if frame_bytes > MAX_FRAME_BYTES:
+    if frame_bytes > max_frame_bytes:
         raise SequenceError(
-            bad_value(item, "frame size", f"{frame_bytes} bytes ({size})", f"at most {MAX_FRAME_BYTES}")
+            bad_value(item, "frame size", f"{frame_bytes} bytes ({size})", f"at most {max_frame_bytes}")
         )

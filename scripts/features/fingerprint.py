@@ -18,7 +18,7 @@ from torch import Tensor
 from scripts.dicom.pixels import decoder_versions, installed_version
 from scripts.errors import bad_value
 from scripts.features.engines import ENGINES, OPENVINO, PRECISIONS, TORCH
-from scripts.networks.encoder import FrameEncoder
+from scripts.networks.encoder import Encoder
 from scripts.store.store import FeatureStore
 
 # Raise it when a change in scripts/dicom or scripts/sequences changes what the encoder sees, or one in
@@ -28,7 +28,7 @@ NOT_VALUES = ("keys", "allow_missing_keys", "max_sequence_bytes", "R", "_tracing
 
 
 def make_fingerprint(
-    encoder: FrameEncoder,
+    encoder: Encoder,
     encoder_digest: str,
     preprocessing: Callable,
     precision: str,

@@ -17,7 +17,7 @@ from scripts.errors import bad_value, reading
 from scripts.memory.search import Workload
 from scripts.networks.card import NOMINAL
 from scripts.networks.classifier import SequenceClassifier
-from scripts.networks.encoder import FrameEncoder
+from scripts.networks.encoder import encodes_volumes, make_encoder
 from scripts.networks.heads import make_head
 from scripts.overrides import reject_unknown_ids
 
@@ -57,8 +57,9 @@ def named_workload(network: str, shape: Any, options: dict[str, Any] | None = No
 
     Args:
         network: a timm backbone, which gets a GRU head over its frames, or the dotted path of a class, such as
-            monai.networks.nets.UNet; spatial_dims, in_channels and out_channels follow from the shape.
-        shape: of a batch, (B, T, 3, H, W) or (B, C, D, H, W), as numbers or text with commas.
+            monai.networks.nets.UNet; spatial_dims, in_channels and out_channels follow from the shape. An encoder of
+            volumes gets a head as well where the shape has a time.
+        shape: of a batch, (B, T, 3, H, W), (B, C, D, H, W) or (B, T, 1, D, H, W), as numbers or text with commas.
         options: further arguments of the network.
         settings: of Workload.
 
@@ -66,10 +67,12 @@ def named_workload(network: str, shape: Any, options: dict[str, Any] | None = No
         ValueError: an unknown network, options it does not take, or a shape that is none.
     """
     sizes = _sizes(shape)
-    if "." not in network:
-        if len(sizes) != 5 or sizes[2] != 3:
-            raise ValueError(bad_value("plan", "shape", shape, "B,T,3,H,W for a timm backbone"))
-        encoder = FrameEncoder(network, **(options or {}))
+    if "." not in network or len(sizes) == 6:
+        volumes = encodes_volumes(network)
+        if len(sizes) != 5 + volumes or sizes[2] != (1 if volumes else 3):
+            allowed = "B,T,1,D,H,W for an encoder of volumes" if volumes else "B,T,3,H,W for a timm backbone"
+            raise ValueError(bad_value("plan", "shape", shape, allowed))
+        encoder = make_encoder(network, **(options or {}))
         head = make_head("gru", encoder.num_features, len(NOMINAL["classes"]))
         made: nn.Module = SequenceClassifier(encoder, head, chunk_frames=MOST_VALUES)  # all at once, whatever the batch
     else:
@@ -151,7 +154,7 @@ def config_workload(
     network = parser.get_parsed_content("network_def")
     batch, frames, pixels = (int(parser.get_parsed_content(n)) for n in ("batch_size", "max_frames", "image_size"))
     steps = int(parser.get_parsed_content("accumulation_steps")) if "accumulation_steps" in parser.get() else 1
-    workload = Workload(lambda: network, (frames, 3, pixels, pixels), batch * steps, **settings)
+    workload = Workload(lambda: network, (frames, *network.encoder.input_shape(pixels)), batch * steps, **settings)
     return Subject(", ".join(Path(file).name for file in files), workload, assumed)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from scripts.errors import bad_value
 from scripts.keys import TASK_TYPES
 from scripts.networks.classifier import SequenceClassifier
-from scripts.networks.encoder import FrameEncoder
+from scripts.networks.encoder import Encoder
 from scripts.networks.weights import digest, read_state
 from scripts.writing import write_file
 
@@ -84,7 +84,7 @@ def read_card(model_path: str | Path) -> dict[str, Any]:
 
 def save_model(
     model_path: str | Path,
-    encoder: FrameEncoder,
+    encoder: Encoder,
     head: nn.Module,
     head_path: str | Path,
     card: dict[str, Any],

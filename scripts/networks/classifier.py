@@ -1,21 +1,22 @@
-"""Encoder and temporal head in one network: image (B, T, 3, H, W) -> logits (B, K)."""
+"""Encoder and temporal head in one network: image (B, T, 3, H, W) or (B, T, 1, X, Y, Z) -> logits (B, K)."""
 
 import torch
 from torch import Tensor, nn
 
-from scripts.networks.encoder import FrameEncoder
+from scripts.networks.encoder import Encoder
 
 
 class SequenceClassifier(nn.Module):
     """What `models/model.pt` holds and what inference, verification and export run.
 
     Args:
-        encoder: frames (N, 3, H, W) -> features (N, D), or patch tokens (N, P, D), which are averaged.
+        encoder: frames (N, 3, H, W), or volumes (N, 1, X, Y, Z) -> features (N, D), or patch tokens (N, P, D), which
+            are averaged.
         head: features (B, T, D) -> logits (B, K).
         chunk_frames: frames the encoder takes at once; its activations do not grow with B x T.
     """
 
-    def __init__(self, encoder: FrameEncoder, head: nn.Module, chunk_frames: int = 8) -> None:
+    def __init__(self, encoder: Encoder, head: nn.Module, chunk_frames: int = 8) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
@@ -44,7 +45,7 @@ class SequenceClassifier(nn.Module):
         """Class scores for each sequence, before softmax or sigmoid.
 
         Args:
-            image: (B, T, 3, H, W) float32, any T >= 1.
+            image: (B, T, 3, H, W) or (B, T, 1, X, Y, Z) float32, any T >= 1.
             lengths: real frames of each sequence, (B,); None means all T.
             frame_times_ms: (B, T), NaN = unknown; None means all unknown.
 

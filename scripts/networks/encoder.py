@@ -1,4 +1,7 @@
-"""The frame encoder: frames (N, 3, H, W) -> features (N, D) or patch tokens (N, P, D), any timm backbone by name."""
+"""The frame encoder: frames (N, 3, H, W) -> features (N, D) or patch tokens (N, P, D), any timm backbone by name.
+
+`make_encoder` makes it, or for the name of a network of MONAI the encoder of volumes.
+"""
 
 import difflib
 
@@ -9,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from scripts.errors import bad_value
+from scripts.networks.volume_encoder import FAMILY, VolumeEncoder, check_side
 
 POOLINGS = ("avg", "token", "max", "none")
 
@@ -58,6 +62,10 @@ class FrameEncoder(nn.Module):
         features = self.backbone(frames) if self.layers == 1 else self._of_layers(frames)
         return features[:, self.prefix_tokens :] if self.pooling == "none" else features
 
+    def input_shape(self, image_size: int) -> tuple[int, ...]:
+        """Of one frame, without the batch."""
+        return (3, image_size, image_size)
+
     @torch.jit.unused
     def _of_layers(self, frames: Tensor) -> Tensor:
         """What the backbone's head makes of each of the last layers, side by side."""
@@ -73,6 +81,19 @@ class FrameEncoder(nn.Module):
             way_out = "Cache features with one layer and train again, or run the model in PyTorch."
             raise ValueError(bad_value(f"encoder {self.name}", "layers", self.layers, "1 in TorchScript", way_out))
         return self
+
+
+Encoder = FrameEncoder | VolumeEncoder
+
+
+def make_encoder(name: str, pooling: str = "avg", layers: int = 1) -> Encoder:
+    """The encoder of frames by its name in timm, or of volumes by its path in MONAI; arguments as of both."""
+    return (VolumeEncoder if encodes_volumes(name) else FrameEncoder)(name, pooling, layers)
+
+
+def encodes_volumes(name: str) -> bool:
+    """Whether the encoder of that name takes volumes."""
+    return name.startswith(FAMILY)
 
 
 def _create(name: str) -> nn.Module:
@@ -104,12 +125,15 @@ def _pool_by(backbone: nn.Module, name: str, pooling: str, layers: int) -> None:
 
 
 @torch.inference_mode()
-def check_image_size(encoder: FrameEncoder, image_size: int) -> None:
+def check_image_size(encoder: Encoder, image_size: int) -> None:
     """Refuse an image size the encoder cannot take, before the first exam is read.
 
     Raises:
         ValueError: not a positive multiple of the patch size, or not the one size the family is built for.
     """
+    if isinstance(encoder, VolumeEncoder):
+        check_side(encoder, image_size)
+        return
     patch = getattr(getattr(encoder.backbone, "patch_embed", None), "patch_size", 1)
     step = int(patch[0] if isinstance(patch, (tuple, list)) else patch)
     whole = isinstance(image_size, int) and not isinstance(image_size, bool)

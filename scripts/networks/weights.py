@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from scripts.errors import bad_value
-from scripts.networks.encoder import FrameEncoder
+from scripts.networks.encoder import Encoder, FrameEncoder, encodes_volumes, make_encoder
 
 MAX_FILE_BYTES = 4 * 2**30  # larger than any timm ViT in fp32; a file beyond it is not encoder weights
 
@@ -70,7 +70,7 @@ def digest(state: dict[str, Tensor]) -> str:
     return sha.hexdigest()
 
 
-def load_into(encoder: FrameEncoder, weights: str, models_dir: str | Path) -> str:
+def load_into(encoder: Encoder, weights: str, models_dir: str | Path) -> str:
     """Fill the encoder with the weights named and return their digest.
 
     Args:
@@ -86,6 +86,9 @@ def load_into(encoder: FrameEncoder, weights: str, models_dir: str | Path) -> st
     if weights.startswith(RANDOM_PREFIX):
         state = _random_state(encoder.name, weights)
     elif weights == TIMM_HUB:
+        if encodes_volumes(encoder.name):
+            allowed = f"{RANDOM_PREFIX}SEED or a path, for an encoder of volumes"
+            raise ValueError(bad_value("configuration", "encoder_weights", weights, allowed))
         state = timm.create_model(encoder.name, pretrained=True, num_classes=0).state_dict()
     else:
         named = NAMED.get(weights)
@@ -136,10 +139,10 @@ def _random_state(encoder_name: str, weights: str) -> dict[str, Tensor]:
         raise ValueError(bad_value("configuration", "encoder_weights", weights, "random:SEED, such as random:0"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
-        return FrameEncoder(encoder_name).backbone.state_dict()
+        return make_encoder(encoder_name).backbone.state_dict()
 
 
-def _load_strict(encoder: FrameEncoder, state: dict[str, Tensor], weights: str) -> None:
+def _load_strict(encoder: Encoder, state: dict[str, Tensor], weights: str) -> None:
     expected = encoder.backbone.state_dict()
     wrong = [n for n in expected if n not in state] + [n for n in state if n not in expected]
     wrong += [n for n in expected if n in state and expected[n].shape != state[n].shape]

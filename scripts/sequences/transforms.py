@@ -14,7 +14,7 @@ import torch
 from monai.config import KeysCollection
 from monai.transforms import MapTransform, Randomizable
 
-from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES
+from scripts.dicom.header import DEFAULT_MAX_SEQUENCE_BYTES, SequenceHeader
 from scripts.keys import FRAME_INDICES, FRAME_TIMES, FRAMES, HEADER, IMAGE, MODALITY
 from scripts.sequences.bolus import pre_contrast, read_curve
 from scripts.sequences.choice import PHASE_BOUNDS_S, FrameChoice, choose_frames, jitter
@@ -76,7 +76,7 @@ class LoadSequenced(MapTransform):
         for key in self.key_iterator(out):
             source = out[key]
             paths = Path(source) if isinstance(source, (str, Path)) else [Path(path) for path in source]
-            header = read_header(paths, self.max_sequence_bytes)
+            header = self.read_header(paths)
             if out.get(FRAME_TIMES) is not None:
                 header = replace(header, frame_times_ms=check_times(source, out[FRAME_TIMES], header.num_frames))
             if out.get(MODALITY) is not None and not header.modality:
@@ -99,6 +99,10 @@ class LoadSequenced(MapTransform):
             out[FRAME_INDICES] = torch.from_numpy(indices)
             out[HEADER] = replace(header, subtracted=bool(masks))
         return out
+
+    def read_header(self, source: Path | Sequence[Path]) -> SequenceHeader:
+        """The header of a sequence; errors as of `scripts.sequences.reader.read_header`."""
+        return read_header(source, self.max_sequence_bytes)
 
     def place(self, indices: np.ndarray, num_frames: int) -> np.ndarray:
         """The frames to use, of those chosen."""

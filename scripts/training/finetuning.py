@@ -21,7 +21,7 @@ from scripts.features.batching import feature_scale
 from scripts.memory.blocks import couples_batch
 from scripts.networks.card import NOMINAL, load_model, read_card, require_model, save_model
 from scripts.networks.classifier import SequenceClassifier
-from scripts.networks.encoder import FrameEncoder
+from scripts.networks.encoder import Encoder, make_encoder
 from scripts.networks.heads import make_head
 from scripts.networks.weights import digest, load_into, read_state
 from scripts.training.checkpoints import BEST, STATE, read_run
@@ -86,7 +86,7 @@ def make_network(recipe: Mapping[str, Any], task: Task) -> SequenceClassifier:
         recipe: what a card has: NOMINAL, and dropout, chunk_frames, trainable_blocks, drop_path, lora_rank.
         task: of the datalist; its classes are the logits.
     """
-    encoder = FrameEncoder(recipe["encoder_name"], recipe["pooling"], recipe["layers"])
+    encoder = make_encoder(recipe["encoder_name"], recipe["pooling"], recipe["layers"])
     options = {name: recipe[name] for name in ("hidden_size", "num_layers", "bidirectional", "readout", "use_times")}
     options["dropout"] = recipe["dropout"]
     head = make_head(recipe["head_name"], encoder.num_features, len(task.classes), **options)
@@ -156,7 +156,7 @@ def unfreeze(network: SequenceClassifier, trainable_blocks: int, drop_path: floa
     Raises:
         ValueError: a number outside its range, or an encoder that cannot be trained so.
     """
-    encoder: FrameEncoder = network.encoder
+    encoder: Encoder = network.encoder
     item = f"encoder {encoder.name}"
     if couples_batch(encoder):
         allowed = "an encoder without: small batches of frames alike would change its statistics"

@@ -110,7 +110,7 @@ def fit_memory(
     frames = most_frames(datasets, recipe["frame_choice"], recipe["max_frames"])
     workload = Workload(
         lambda: network,
-        (frames, 3, recipe["image_size"], recipe["image_size"]),
+        (frames, *network.encoder.input_shape(recipe["image_size"])),
         batch_size * accumulation_steps,
         amp=half_precision(amp, device),
         device_type=device.type,
@@ -259,8 +259,9 @@ def in_units(size: int) -> str:
 
 def tell(fit: Fit, is_plan: bool, seconds: float) -> None:
     """Log how steps are taken, what one holds, and how long it took to know."""
-    frames, _, _, size = fit.workload.shape
-    how = f"{fit.batch_size} sequences x {frames} frames of {size} pixels, {fit.accumulation_steps} to a step"
+    frames, _, *sides = fit.workload.shape
+    size = " x ".join(map(str, sides))
+    how = f"{fit.batch_size} sequences x {frames} frames of {size}, {fit.accumulation_steps} to a step"
     precision = "half precision" if fit.amp else "float32"
     strategy = _quoted(fit.checkpointing)
     logger.info(f"memory, {'planned' if is_plan else 'as asked'}: {how}, {precision}, checkpointing {strategy}")

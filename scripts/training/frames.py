@@ -15,7 +15,6 @@ from scripts.errors import SequenceError, bad_value
 from scripts.keys import ERROR, FEATURES, FRAME_TIMES, FRAMES, IMAGE, LABEL, NUM_FRAMES, SOURCE
 from scripts.networks.classifier import SequenceClassifier
 from scripts.sequences.dataset import SequenceDataset, refuse_failures, relative_message
-from scripts.sequences.reader import read_header
 from scripts.store.store import StoredSequence
 
 logger = logging.getLogger("angiography")
@@ -24,7 +23,7 @@ ALL_FRAMES = "all"
 
 
 def readable_split(
-    path: str | Path, dataset_dir: str | Path, split: str, max_sequence_bytes: int, skip_unreadable: bool = False
+    path: str | Path, dataset_dir: str | Path, split: str, preprocessing: Compose, skip_unreadable: bool = False
 ) -> list[dict[str, Any]]:
     """The labelled items of a split, `num_frames` added, after the header of each was read: before the first epoch.
 
@@ -32,7 +31,7 @@ def readable_split(
         path: of the datalist.
         dataset_dir: what its paths are relative to.
         split: of the list.
-        max_sequence_bytes: largest decoded size accepted.
+        preprocessing: from item to encoder input; its first transform reads headers.
         skip_unreadable: leave out exams that cannot be read, with a warning that lists them.
 
     Raises:
@@ -43,7 +42,7 @@ def readable_split(
     for item in items:
         try:
             source = [Path(image) for image in item[IMAGE]] if isinstance(item[IMAGE], list) else Path(item[IMAGE])
-            kept.append(item | {NUM_FRAMES: read_header(source, max_sequence_bytes).num_frames})
+            kept.append(item | {NUM_FRAMES: preprocessing.transforms[0].read_header(source).num_frames})
         except (SequenceError, OSError) as error:
             failures.append(relative_message(error, item))
     if failures:
@@ -58,7 +57,8 @@ def readable_split(
 
 
 class FrameDataset(SequenceDataset):
-    """Exams as encoder input, read at each access: image (T, 3, H, W), frame_times_ms (T,), label, source.
+    """Exams as encoder input, read at each access: image (T, 3, H, W) or (T, 1, X, Y, Z), frame_times_ms (T,), label,
+    source.
 
     An exam that breaks only when its pixels are read does not end a run of a thousand: the next one of its class, in
     the order of the list, is read in its place, at each access alike, and `report` names it in the end.

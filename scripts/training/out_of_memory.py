@@ -53,7 +53,7 @@ def advice(network: SequenceClassifier, fit: Fit, reason: str) -> str:
 def rungs(network: SequenceClassifier, fit: Fit) -> Iterator[tuple[str, int, float, str]]:
     """Knobs, peak bytes, FLOPs of a sequence, and what is lost by them; each alone, against the run as it is."""
     batch, steps, resident = fit.batch_size, fit.accumulation_steps, fit.resident_bytes
-    frames, _, _, size = fit.workload.shape
+    frames, *_, size = fit.workload.shape
 
     def rung(
         knobs: str,
@@ -79,13 +79,13 @@ def rungs(network: SequenceClassifier, fit: Fit) -> Iterator[tuple[str, int, flo
         halved = dataclasses.replace(fit.workload, amp=True)
         yield from rung("--amp True", "; gradients rounded to half precision", halved)
     if frames > 1:
-        shorter = dataclasses.replace(fit.workload, shape=(frames // 2, 3, size, size))
+        shorter = dataclasses.replace(fit.workload, shape=(frames // 2, *fit.workload.shape[1:]))
         yield from rung(f"--max_frames {frames // 2}", "; half of the sequence is not seen", shorter)
     patch = _patch(network)
     smaller = max(size // 2 // patch, 1) * patch
     if smaller < size:
-        reduced = dataclasses.replace(fit.workload, shape=(frames, 3, smaller, smaller))
-        yield from rung(f"--image_size {smaller}", "; small vessels are lost", reduced)
+        reduced = dataclasses.replace(fit.workload, shape=(frames, *network.encoder.input_shape(smaller)))
+        yield from rung(f"--image_size {smaller}", "; small structures are lost", reduced)
     head, width = network.head, network.encoder.num_features
     cached = simulate_training_step(
         lambda: head, lambda: (torch.empty(batch, frames, width),), amp=fit.amp, device_type=fit.workload.device_type
