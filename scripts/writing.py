@@ -2,13 +2,19 @@
 
 from pathlib import Path
 
+from scripts.errors import bad_value
+
 
 def write_file(path: Path, content: str | bytes) -> None:
     """Write under a temporary name in the same folder, which is made if absent, then rename; text as UTF-8.
 
     Raises:
+        ValueError: a folder or a device is there, such as /dev/null, which the rename would replace.
         OSError: it cannot be written there; nothing is left behind.
     """
+    if path.exists() and not path.is_file():
+        found = "a folder" if path.is_dir() else "a device"
+        raise ValueError(bad_value(path, "path", found, "a file, there or not yet"))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:

@@ -1,10 +1,12 @@
 """A result is on disk whole or not at all."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from scripts.writing import write_file
+from tests.conftest import assert_message
 
 
 def test_written_file_replaces_the_old_one_and_its_folder_is_made(tmp_path):
@@ -13,6 +15,22 @@ def test_written_file_replaces_the_old_one_and_its_folder_is_made(tmp_path):
         write_file(path, content)
         assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
         assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", ["folder", "device", "empty name"])
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    path = Path("" if kind == "empty name" else kind)
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        os.mkfifo(path)
+    before = path.stat()
+    with pytest.raises(ValueError, match="path is a") as refused:
+        write_file(path, "new")
+    assert_message(refused.value, path, "a file")
+    assert (path.stat().st_mode, path.stat().st_ino) == (before.st_mode, before.st_ino)
+    assert len(list(tmp_path.iterdir())) == (kind != "empty name")
 
 
 def test_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch):
