@@ -244,20 +244,21 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def reject_unknown_flags(arguments: list[str]) -> None:
-    """Refuse a flag that the command does not have, before Fire runs the command and then stumbles over it."""
+def known_flags(arguments: list[str]) -> list[str]:
+    """The arguments as Fire shall have them; a flag that the command lacks is refused before Fire runs the command."""
     command: Any = Commands
     words: list[str] = []
     while inspect.isclass(command) or isinstance(command, StoreCommands):
         if len(words) == len(arguments) or arguments[len(words)].startswith("-"):
-            return
+            return arguments
         words.append(arguments[len(words)])
         command = getattr(command, words[-1].replace("-", "_"), None)
     if command is None:
-        return
+        return arguments
     parameters = inspect.signature(command).parameters.values()
     if any(p.kind is p.VAR_KEYWORD for p in parameters):
-        return  # ids of a workflow, which are checked where its file is read
+        # Ids of a workflow, which are checked where its file is read; Fire would take --help for one.
+        return [*words, "--", "--help"] if {"--help", "-h"}.intersection(arguments) else arguments
     known = [p.name for p in parameters if p.name != "self" and p.kind is not p.VAR_POSITIONAL]
     for argument in arguments[len(words) :]:
         name = argument[2:].partition("=")[0].replace("-", "_")
@@ -265,6 +266,7 @@ def reject_unknown_flags(arguments: list[str]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"Did you mean --{near[0]}?" if near else ""
             raise ValueError(bad_value(" ".join(words), "flag", f"--{name}", f"one of {', '.join(known)}", hint))
+    return arguments
 
 
 def main() -> None:
@@ -274,8 +276,7 @@ def main() -> None:
     from scripts.overrides import show_errors_plainly
 
     show_errors_plainly()
-    reject_unknown_flags(sys.argv[1:])
-    fire.Fire(Commands(), name="python -m scripts")
+    fire.Fire(Commands(), known_flags(sys.argv[1:]), name="python -m scripts")
 
 
 if __name__ == "__main__":

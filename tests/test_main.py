@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.__main__ import Commands, StoreCommands, main, reject_unknown_flags
+from scripts.__main__ import Commands, StoreCommands, known_flags, main
 from scripts.store.store import FeatureStore
 from tests.conftest import assert_message
 from tests.stores import FINGERPRINT, assert_holds, fill, flip
@@ -45,7 +45,7 @@ def store(tmp_path) -> Path:
 )
 def test_unknown_flag_of_a_command_or_nested_command_is_refused_with_the_nearest_one(given, command, near):
     with pytest.raises(ValueError, match="flag is --") as error:
-        reject_unknown_flags(given)
+        known_flags(given)
     assert_message(error.value, command, "flag")
     assert str(error.value).endswith(f"Did you mean {near}?" if near else ".")
 
@@ -66,7 +66,16 @@ def test_unknown_flag_of_a_command_or_nested_command_is_refused_with_the_nearest
     ],
 )
 def test_known_flags_pass_and_unknown_commands_are_left_to_fire(given):
-    reject_unknown_flags(given)
+    assert known_flags(given) == given
+
+
+@pytest.mark.parametrize("given", ["plan --help", "cross_validate --folds 3 --help", "sweep -h", "plan x -- --help"])
+def test_help_is_no_id_of_a_workflow_where_a_command_takes_those_too(given, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as done:
+        run(monkeypatch, *given.split())
+    assert done.value.code == 0
+    shown = capsys.readouterr()
+    assert f"{given.split()[0]} - " in shown.out + shown.err
 
 
 @pytest.mark.parametrize("command", STORE_COMMANDS)
