@@ -37,17 +37,24 @@ def run_plan(
         ValueError: a value that is not allowed.
         FileNotFoundError: no such config.
     """
+    places = {"report": report, "fragment": fragment}
     if named_table is not None:
         if named_table not in TABLES:
             raise ValueError(bad_value("plan", "table", named_table, f"one of {', '.join(TABLES)}"))
+        named = {name: subject.get(name) for name in ("config", "network", "shape", "options")}
+        _refuse_beside("table", named | {"largest": enlarge} | places)
         budgets.read_budget(budget)
         return "\n".join(TABLES[named_table](budget)), True
-    for name, path in (("report", report), ("fragment", fragment)):
-        if path is not None and not isinstance(path, (str, Path)):
+    for name, path in places.items():
+        if path is not None and (not isinstance(path, (str, Path)) or not str(path)):
             raise ValueError(bad_value("plan", name, path, "the path of a file"))
+    if fragment is not None and report is not None and Path(report).resolve() == Path(fragment).resolve():
+        raise ValueError(bad_value("plan", "fragment", fragment, "another file than --report"))
+    _check_flag("everything", everything)
     free = budgets.free_bytes(budgets.read_budget(budget))  # before the network is made: nonsense is told at once
     planned = asked_for(**subject)
     if enlarge is not None:
+        _refuse_beside("largest", places)
         return _largest(planned, enlarge, free)
     plan = make_plan(planned, budget, everything)
     written = _written(plan, report, fragment)
@@ -78,9 +85,11 @@ def asked_for(
         found = "nothing" if config is None else "both config and network"
         raise ValueError(bad_value("plan", "subject", found, "either --config or --network with --shape"))
     for name in ("amp", "splittable"):
-        if not isinstance(settings.get(name, True), bool):
-            raise ValueError(bad_value("plan", name, settings[name], "True or False"))
+        _check_flag(name, settings.get(name, True))
     if config is not None:
+        _refuse_beside("config", {"shape": shape, "options": options})
+        if not isinstance(config, (str, list, tuple)):
+            raise ValueError(bad_value("plan", "config", config, "a file, or several"))
         return config_workload(config, overrides, **settings)
     if overrides:
         allowed = "a flag of --help; the ids of a workflow go with --config"
@@ -90,6 +99,18 @@ def asked_for(
     if options is not None and not isinstance(options, dict):
         raise ValueError(bad_value("plan", "options", options, "{name: value}, arguments of the network"))
     return Subject(str(network), named_workload(str(network), shape, options, **settings))
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(bad_value("plan", name, value, "True or False"))
+
+
+def _refuse_beside(flag: str, others: Mapping[str, Any]) -> None:
+    """Refuse what would have no effect beside that flag."""
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(bad_value("plan", "flag", f"--{name}", f"to be left out beside --{flag}"))
 
 
 def _largest(subject: Subject, what: str, free: int) -> tuple[str, bool]:
