@@ -40,6 +40,7 @@ RANGES: dict[str, tuple[float, float | None]] = {
     **dict.fromkeys(("rank", "augmented_passes", "num_workers", "lora_rank"), (0, None)),
     **dict.fromkeys(("world_size", "layers", "accumulation_steps"), (1, None)),
 }
+FLAGS = ("bidirectional", "use_times")  # true or false, though the value may be left to the head or to a card
 OUR_FOLDER = Path(__file__).resolve().parent
 
 
@@ -105,6 +106,7 @@ def check_value(name: str, text: str, default: object) -> None:
     except (ValueError, SyntaxError):
         value = text
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    follows = isinstance(default, str) and default.startswith(("$", "@"))  # the value of another id or of a card
     inside = number and (least is None or value >= least) and (most is None or value <= most)
     if value is None:
         fits, allowed = False, "a value; leave it out for the default"
@@ -116,11 +118,11 @@ def check_value(name: str, text: str, default: object) -> None:
         there = [f"cuda:{n}" for n in range(torch.cuda.device_count())]
         known = ["cpu", *(["cuda"] if there else []), *there]
         fits, allowed = text in known, f"one of {', '.join(known)}, the devices of this machine"
-    elif isinstance(default, bool):
+    elif isinstance(default, bool) or name in FLAGS:
         fits, allowed = isinstance(value, bool), "True or False"
-    elif isinstance(default, int):
+    elif isinstance(default, int) or (follows and isinstance(least, int)):
         fits, allowed = inside and isinstance(value, int), f"a whole number{between}"
-    elif isinstance(default, float):
+    elif isinstance(default, float) or (follows and least is not None):
         fits, allowed = inside, f"a number{between}"
     else:
         return

@@ -189,6 +189,11 @@ def test_traceback_of_our_error_is_shown_on_request():
         ("device", "cud", {"_target_": "x"}, "cpu"),
         ("device", "cuda:99", {"_target_": "x"}, "devices of this machine"),
         ("dataset_dir", "/data/a#b", "x", "without #"),
+        ("use_times", "false", "$@start['use_times']", "True or False"),
+        ("bidirectional", "no", None, "True or False"),
+        ("image_size", "48.5", "$@start['image_size']", "a whole number of at least 1"),
+        ("max_frames", "nan", "$@start['max_frames']", "a whole number of at least 1"),
+        ("every_ms", "often", "$@card['every_ms']", "a number of at least 0.001"),
     ],
 )
 def test_override_of_another_kind_or_range_than_the_knob_is_refused(name, text, default, allowed):
@@ -198,7 +203,14 @@ def test_override_of_another_kind_or_range_than_the_knob_is_refused(name, text, 
 
 @pytest.mark.parametrize(
     ("name", "text", "default"),
-    [("use_times", "False", True), ("learning_rate", "1e-3", 0.001), ("seed", "0", 0), ("device", "cpu", "x")],
+    [
+        ("use_times", "False", True),
+        ("learning_rate", "1e-3", 0.001),
+        ("seed", "0", 0),
+        ("device", "cpu", "x"),
+        ("layers", "2", "$@start['layers']"),
+        ("bidirectional", "True", None),
+    ],
 )
 def test_override_that_fits_its_knob_passes(name, text, default):
     check_value(name, text, default)
