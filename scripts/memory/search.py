@@ -149,7 +149,7 @@ class Searcher:
     def uniform(self, network: nn.Module) -> list[tuple[dict[str, Any], float]]:
         """The strategies that treat all blocks alike, each with the least extra FLOPs it can take.
 
-        Left out are chunks so small that smaller micro-batches do the same.
+        Left out are chunks so small that smaller micro-batches do the same, and those larger than all frames.
         """
         frames = self.workload.shape[0] * self.workload.batch_size // self.accumulations[-1]
         whole = _subtree(self.plain.ran, encoder_of(network)).flops / self.plain.flops
@@ -157,7 +157,8 @@ class Searcher:
         found = []
         for strategy in checkpointing.strategies_for(network):
             kind = strategy["kind"]
-            if kind == "chunks" and strategy["frames"] * MAX_CHUNKS < frames and len(self.accumulations) > 1:
+            chunk = strategy.get("frames", frames)
+            if chunk // 2 >= frames or (chunk * MAX_CHUNKS < frames and len(self.accumulations) > 1):
                 continue
             least = sum(blocks[:: strategy["every"]]) if kind == "blocks" else 0.0
             found.append((strategy, 0.9 * whole if kind in ("segments", "chunks") else least))
