@@ -195,7 +195,8 @@ class Searcher:
         if len(tried) < 2:
             return True
         (many, most), (few, more) = ((found.strategy["frames"], found.peak_bytes) for found in tried[-2:])
-        return more - (most - more) * (few - strategy["frames"]) / (many - few) <= free_bytes  # it needs that or more
+        foretold = more - (most - more) * (few - strategy["frames"]) / (many - few)
+        return foretold <= 1.05 * free_bytes  # it needs about that or more
 
     def between(self, knob: str, free_bytes: int, best: Candidate) -> Candidate:
         """The best selective strategy with less of a knob than the best so far, but more than what was too large."""
