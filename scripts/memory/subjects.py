@@ -154,7 +154,9 @@ def config_workload(
     network = parser.get_parsed_content("network_def")
     batch, frames, pixels = (int(parser.get_parsed_content(n)) for n in ("batch_size", "max_frames", "image_size"))
     steps = int(parser.get_parsed_content("accumulation_steps")) if "accumulation_steps" in parser.get() else 1
-    workload = Workload(lambda: network, (frames, *network.encoder.input_shape(pixels)), batch * steps, **settings)
+    ours = isinstance(network, SequenceClassifier)
+    image = network.encoder.input_shape(pixels) if ours else (3, pixels, pixels)
+    workload = Workload(lambda: network, (frames, *image), batch * steps, **settings)
     return Subject(", ".join(Path(file).name for file in files), workload, assumed)
 
 
