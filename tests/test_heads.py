@@ -366,6 +366,12 @@ def test_unknown_head_name_is_refused_with_those_there_are():
         ("gru", {"num_layers": "two"}, "num_layers is two, needs a whole number"),
         ("gru", {"num_layers": True}, "num_layers is True, needs a whole number"),
         ("gru", {"hidden_size": -3}, "hidden_size is -3, needs a whole number"),
+        (
+            "gru",
+            {"hidden_size": 10**9},
+            "hidden_size is 1000000000, needs a whole number of at least 1 and at most 2048",
+        ),
+        ("tcn", {"num_layers": 10**8}, "num_layers is 100000000, needs a whole number of at least 1 and at most 16"),
         ("gru", {"dropout": 1.0}, "dropout is 1.0, needs a number from 0.0 to below 1.0"),
         ("gru", {"bidirectional": "no"}, "bidirectional is no, needs true or false"),
         ("mean", {"use_times": 1}, "use_times is 1, needs true or false"),

@@ -22,6 +22,7 @@ HEADS: dict[str, dict[str, Any]] = {  # what each has beside them
     "tcn": {"num_layers": 3},
     "transformer": {"num_layers": 2},
 }
+MOST = {"hidden_size": 2048, "num_layers": 16}  # far above any use; without an end a typing error fills the memory
 READOUTS = ("attention", "last")  # of the recurrent heads
 ATTENTION_WIDTH = 64
 NOISE = 0.12  # on standardised features, times dropout and the root of D, by which what is common to features grows too
@@ -254,7 +255,9 @@ def make_head(head_name: str, num_features: int, num_classes: int, **options: An
         elif name in ("use_times", "bidirectional"):
             fits, allowed = isinstance(value, bool), "true or false"
         else:
-            fits, allowed = type(value) is int and value >= 1, "a whole number of at least 1"
+            most = MOST.get(name, value)
+            fits = type(value) is int and 1 <= value <= most
+            allowed = "a whole number of at least 1" + (f" and at most {most}" if name in MOST else "")
         if name in given and name not in known:
             fits, allowed = False, f"a head that has it; {head_name} has {', '.join(known)}"
         if not fits:
