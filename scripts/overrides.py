@@ -25,8 +25,13 @@ RUN_ARGUMENTS = (  # of `python -m monai.bundle run` itself
 )
 # Least and most of the numbers among the knobs; those without an entry may be any number.
 RANGES: dict[str, tuple[float, float | None]] = {
-    **dict.fromkeys(("max_epochs", "patience", "batch_size", "val_interval", "hidden_size"), (1, None)),
-    **dict.fromkeys(("max_frames", "image_size", "chunk_frames", "max_sequence_bytes", "num_resamples"), (1, None)),
+    **dict.fromkeys(("max_epochs", "patience", "val_interval", "hidden_size", "layers"), (1, None)),
+    **dict.fromkeys(("max_frames", "chunk_frames", "max_sequence_bytes", "num_resamples", "world_size"), (1, None)),
+    "image_size": (1, 2**13),
+    "batch_size": (1, 2**16),
+    "accumulation_steps": (1, 2**12),
+    "num_workers": (0, 2**8),
+    "lora_rank": (0, 2**10),
     **dict.fromkeys(("dropout", "frame_dropout", "label_smoothing", "warmup", "drop_path"), (0.0, 0.99)),
     **dict.fromkeys(("weight_decay", "max_gradient_norm", "focal_gamma"), (0.0, None)),
     "ema_decay": (0.0, 0.999999),
@@ -37,9 +42,12 @@ RANGES: dict[str, tuple[float, float | None]] = {
     "layer_decay": (1e-3, 1.0),
     "trainable_blocks": (-1, None),
     **dict.fromkeys(("seed", "augmentation_seed"), (0, 2**32 - 1)),
-    **dict.fromkeys(("rank", "augmented_passes", "num_workers", "lora_rank"), (0, None)),
-    **dict.fromkeys(("world_size", "layers", "accumulation_steps"), (1, None)),
+    **dict.fromkeys(("rank", "augmented_passes"), (0, None)),
 }
+PATHS = (  # a number among them is no text, to which the names of what lies there can be added
+    *("bundle_root", "dataset_dir", "datalist", "output_dir", "models_dir", "model_path", "start_from", "input"),
+    *("features_dir", "untrained_dir", "report_dir", "checkpoint_dir", "report", "fragment"),
+)
 FLAGS = ("bidirectional", "use_times")  # true or false, though the value may be left to the head or to a card
 OUR_FOLDER = Path(__file__).resolve().parent
 
@@ -112,6 +120,9 @@ def check_value(name: str, text: str, default: object) -> None:
         fits, allowed = False, "a value; leave it out for the default"
     elif "#" in text:
         fits, allowed = False, "a text without #, which MONAI takes for a separator"
+    elif name in PATHS:
+        allowed = f"a path; ./{text} is one, if its name is a number" if isinstance(value, (int, float)) else "a path"
+        fits = isinstance(value, str) and bool(value.strip())
     elif name == "device":
         import torch
 

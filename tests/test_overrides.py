@@ -1,12 +1,13 @@
 """The first step of every workflow: unknown override names are refused, our errors are one line."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from scripts.overrides import RUN_ARGUMENTS, check_value, reject_unknown_ids
+from scripts.overrides import PATHS, RUN_ARGUMENTS, check_value, reject_unknown_ids
 
 ROOT = Path(__file__).parent.parent
 
@@ -117,6 +118,14 @@ def test_ids_of_every_config_of_this_bundle_are_known_to_it():
     assert checked >= 6
 
 
+def test_the_paths_of_every_config_are_known_as_paths():
+    found = set()
+    for file in (ROOT / "configs").glob("*.yaml"):
+        block = re.search(r"# --- paths ---\n(.*?)\n\n", file.read_text(), re.S)
+        found.update(re.findall(r"^(\w+):", block[1], re.M) if block else [])
+    assert found == set(PATHS)
+
+
 # --- errors ---
 
 OURS = "from scripts.networks.heads import make_head; make_head('vit', 1, 1)"
@@ -189,6 +198,11 @@ def test_traceback_of_our_error_is_shown_on_request():
         ("device", "cud", {"_target_": "x"}, "cpu"),
         ("device", "cuda:99", {"_target_": "x"}, "devices of this machine"),
         ("dataset_dir", "/data/a#b", "x", "without #"),
+        ("output_dir", "2024", "$@bundle_root + '/output'", "a path; ./2024 is one"),
+        ("start_from", "[1]", "@model_path", "a path"),
+        ("num_workers", "1000000", 0, "at most 256"),
+        ("image_size", "1000000000", 224, "at most 8192"),
+        ("accumulation_steps", "10000000000", 4, "at most 4096"),
         ("use_times", "false", "$@start['use_times']", "True or False"),
         ("bidirectional", "no", None, "True or False"),
         ("image_size", "48.5", "$@start['image_size']", "a whole number of at least 1"),
