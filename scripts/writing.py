@@ -10,7 +10,7 @@ def write_file(path: Path, content: str | bytes) -> None:
 
     Raises:
         ValueError: a folder or a device is there, such as /dev/null, which the rename would replace.
-        OSError: it cannot be written there; nothing is left behind.
+        OSError: it cannot be written there, and names the path; nothing is left behind.
     """
     if path.exists() and not path.is_file():
         found = "a folder" if path.is_dir() else "a device"
@@ -20,5 +20,7 @@ def write_file(path: Path, content: str | bytes) -> None:
     try:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.replace(path)
+    except OSError as error:  # of a full disk: names no file
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
 """A result is on disk whole or not at all."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -40,10 +41,11 @@ def test_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeyp
     def no_space(self: Path, content: bytes) -> int:
         with self.open("wb") as file:
             file.write(content[:1])
-        raise OSError("no space left")
+        raise OSError(errno.ENOSPC, "No space left on device")  # as of a file that is open: without its name
 
     monkeypatch.setattr(Path, "write_bytes", no_space)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match="No space left") as failed:
         write_file(path, "new")
+    assert failed.value.filename == str(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
