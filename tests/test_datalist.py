@@ -279,11 +279,11 @@ def test_datalist_item_without_a_path_is_refused(write, root, entry):
     assert_message(refused.value, "training[0]", IMAGE, "a path, a list of paths or a folder")
 
 
-@pytest.mark.parametrize("entry", [{"frames": 5}, {"frames": "012"}, {"frames": [0, [1]]}, {"frames": [1.5]}])
-def test_datalist_frames_that_are_no_indices_are_refused(write, root, entry):
+@pytest.mark.parametrize("frames", [5, "012", [0, [1]], [1.5], [], [-1, 0], [1, 0], [0] * 5000])
+def test_datalist_frames_that_are_no_indices_are_refused(write, root, frames):
     with pytest.raises(ValueError) as refused:
-        read_datalist(write({"training": [{IMAGE: "a.dcm", **entry}]}), root)
-    assert_message(refused.value, "training[0]", "frames")
+        read_datalist(write({"training": [{IMAGE: "a.dcm", "frames": frames}]}), root)
+    assert_message(refused.value, "training[0]", "frames", "ascending")
 
 
 @pytest.mark.parametrize("times", [5, "012", ["a"], [0, [1]]])

@@ -41,7 +41,7 @@ def read_item(
     exported = isinstance(item, dict) and ENTRY in item
     out = _read_entry(where, item) if exported else _read_image(where, item, root, real)
     for key, allowed, fits in (
-        (FRAMES, "a list of 0-based frame indices", are_indices),
+        (FRAMES, "a list of ascending 0-based frame indices", are_indices),
         (FRAME_TIMES, "a list of one finite number or null for each frame", are_times),
     ):
         if item.get(key) is not None and not fits(item[key]):

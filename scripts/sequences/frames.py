@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ PIXEL_STD = 0.5
 
 
 def are_indices(frames: object) -> bool:
-    """True for a list of whole numbers, not empty."""
-    whole = isinstance(frames, list) and all(isinstance(i, int) and not isinstance(i, bool) for i in frames)
-    return whole and len(frames) > 0  # type: ignore[arg-type]
+    """True for a list of ascending whole numbers from 0, not empty."""
+    if not isinstance(frames, list) or not frames:
+        return False
+    whole = all(isinstance(i, int) and not isinstance(i, bool) for i in frames)
+    return whole and frames[0] >= 0 and all(one < two for one, two in pairwise(frames))
 
 
 def are_times(frame_times_ms: object) -> bool:
@@ -35,13 +38,11 @@ def check_indices(item: object, frames: Sequence[int], num_frames: int) -> np.nd
     Raises:
         SequenceError: empty, not ascending, or outside the sequence.
     """
-    valid = are_indices(frames)
-    indices = np.asarray(frames if valid else [0])
-    if not valid or (np.diff(indices) <= 0).any() or indices[0] < 0 or indices[-1] >= num_frames:
+    if not are_indices(frames) or frames[-1] >= num_frames:
         raise SequenceError(
             bad_value(item, "frames", frames, f"ascending 0-based indices below {num_frames}, at least one")
         )
-    return indices.astype(np.int64)
+    return np.asarray(frames, dtype=np.int64)
 
 
 def check_times(item: object, frame_times_ms: Sequence[float | None], num_frames: int) -> np.ndarray:
