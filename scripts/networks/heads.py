@@ -255,7 +255,7 @@ def make_head(head_name: str, num_features: int, num_classes: int, **options: An
         elif name in ("use_times", "bidirectional"):
             fits, allowed = isinstance(value, bool), "true or false"
         else:
-            most = MOST.get(name, value)
+            most: float = MOST.get(name, math.inf)
             fits = type(value) is int and 1 <= value <= most
             allowed = "a whole number of at least 1" + (f" and at most {most}" if name in MOST else "")
         if name in given and name not in known:
