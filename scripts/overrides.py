@@ -165,7 +165,8 @@ def _said(error: BaseException) -> str:
     """Its message; of the operating system's errors in the form of ours, without their number."""
     if isinstance(error, OSError) and error.filename is not None:
         found = (error.strerror or type(error).__name__).lower()
-        return bad_value(error.filename, "path", found, "one that can be read, or written to")
+        name = error.filename.decode(errors="replace") if isinstance(error.filename, bytes) else error.filename
+        return bad_value(name, "path", found, "one that can be read, or written to")
     return str(error)
 
 

@@ -164,6 +164,10 @@ def test_error_of_the_operating_system_is_a_line_in_the_form_of_ours(tmp_path):
         f"error: {tmp_path / 'file' / 'below'}: path is not a directory, needs one that can be read, or written to.\n"
     )
     assert failed(wrapped).stderr == said
+    in_bytes = failed("open(b'/no/such', 'rb')").stderr
+    assert (
+        in_bytes == "error: /no/such: path is no such file or directory, needs one that can be read, or written to.\n"
+    )
 
 
 @pytest.mark.parametrize("code", [OURS, WRAPPED])
@@ -199,7 +203,7 @@ def test_traceback_of_our_error_is_shown_on_request():
         ("device", "cuda:99", {"_target_": "x"}, "devices of this machine"),
         ("dataset_dir", "/data/a#b", "x", "without #"),
         ("output_dir", "2024", "$@bundle_root + '/output'", "a path; ./2024 is one"),
-        ("start_from", "[1]", "@model_path", "a path"),
+        ("start_from", "5", "@model_path", "a path; ./5 is one"),
         ("num_workers", "1000000", 0, "at most 256"),
         ("image_size", "1000000000", 224, "at most 8192"),
         ("accumulation_steps", "10000000000", 4, "at most 4096"),
