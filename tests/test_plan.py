@@ -15,7 +15,7 @@ from scripts.memory.budget import CARDS_GB, CONTEXT_BYTES, card_bytes, free_byte
 from scripts.memory.largest import sizes_of
 from scripts.memory.measure import simulate_training_step
 from scripts.memory.plan import Plan, make_plan
-from scripts.memory.search import NONE, Workload, cheapest_modules, search, whole_batch
+from scripts.memory.search import NONE, Workload, cheapest_modules, search, searching, whole_batch
 from scripts.memory.subjects import config_workload, named_workload
 from scripts.memory.tables import CARDS_GB as CARDS
 from scripts.memory.tables import HARDWARE, SCENARIOS, STRATEGIES, TABLES
@@ -54,6 +54,28 @@ def test_accumulation_comes_first_since_it_costs_no_flops():
     assert best.strategy == {"kind": "none"}
     assert best.accumulation == 2
     assert best.extra_flops == 0.0
+
+
+def test_chunks_are_halved_from_all_frames_of_a_micro_batch_down_to_what_is_foretold_to_fit():
+    with searching(named_workload("test_vit", "1,6,3,96,96", splittable=False)) as (searcher, network):
+        chunks = [strategy for strategy, _ in searcher.uniform(network) if strategy["kind"] == "chunks"]
+        assert [strategy["frames"] for strategy in chunks] == [8, 4, 2, 1]
+        for strategy in chunks[:2]:
+            searcher.candidate(strategy, 1)
+        free_bytes = searcher.measured(chunks[2], 1).peak_bytes
+        assert searcher.is_worth_trying(chunks[2], 0.3, free_bytes, None)
+        assert not searcher.is_worth_trying(chunks[2], 0.3, free_bytes // 2, None)
+
+
+@pytest.mark.parametrize("sizes", ["1,14", "2,7", "4,4"])
+def test_many_chunks_are_foretold_from_few(sizes):
+    workload = named_workload("test_vit", f"{sizes},3,96,96", splittable=False)
+    with searching(workload) as (searcher, _):
+        strategy = {"kind": "chunks", "frames": 2}
+        foretold, simulated = searcher.candidate(strategy, 1), searcher.measured(strategy, 1)
+        assert foretold.measurement is None
+        assert foretold.peak_bytes == pytest.approx(simulated.peak_bytes, rel=0.005)
+        assert foretold.extra_flops == pytest.approx(simulated.flops / searcher.plain.flops - 1, rel=1e-6)
 
 
 @pytest.mark.parametrize("share", [0.8, 0.65])

@@ -16,7 +16,6 @@ from scripts.datalists.collect import make_datalist
 from scripts.errors import SequenceError
 from scripts.keys import SPLITS
 from scripts.memory import checkpointing
-from scripts.memory.search import search, whole_batch
 from scripts.memory.subjects import config_workload, named_workload
 from scripts.networks.classifier import SequenceClassifier
 from scripts.networks.encoder import check_image_size, make_encoder
@@ -239,15 +238,6 @@ def test_volumes_over_time_are_planned_for_as_frames_are():
     files = [str(ROOT / "configs" / f"{name}.yaml") for name in ("finetune", "volumes")]
     given = {"start_from": "scratch", "encoder_name": SWIN, "image_size": 32, "max_frames": 3, "batch_size": 2}
     assert config_workload(files, given).workload.shape == (3, 1, 32, 32, 32)
-
-
-def test_a_plan_encodes_a_few_volumes_at_once_where_that_is_what_fits():
-    workload = named_workload(SWIN, "1,4,1,32,32,32", splittable=False)
-    plain, one = (whole_batch(workload, way) for way in ({"kind": "none"}, {"kind": "chunks", "frames": 1}))
-    assert one.peak_bytes < 0.5 * plain.peak_bytes
-    best, candidates = search(workload, one.peak_bytes)
-    assert best is not None and best.strategy == {"kind": "chunks", "frames": 1}
-    assert {c.strategy["frames"] for c in candidates if c.strategy["kind"] == "chunks"} == {4, 2, 1}
 
 
 # --- the whole way ---

@@ -10,6 +10,7 @@ from scripts.memory import budget as budgets
 from scripts.memory.search import NONE, Candidate, Workload, search, whole_batch
 from scripts.memory.storages import CAUSES
 from scripts.memory.subjects import Subject
+from scripts.pages import counted
 
 COLUMNS = ("what is computed again", "micro-batch", "peak GB", "extra FLOPs", "")
 USE = "For configs/finetune.yaml; in your own code scripts.memory.checkpointing.apply(network, checkpointing)"
@@ -199,7 +200,9 @@ def in_words(strategy: Mapping[str, Any]) -> str:
         return (
             "every block" if number["every"] == 1 else f"every {ORDINALS.get(number['every'], number['every'])} block"
         )
-    plainly = {"none": "nothing", "segments": "in {number} segments", "chunks": "the encoder, {frames} frames at once"}
+    if kind == "chunks":
+        return f"the encoder, {counted(number['frames'], 'frame')} at once"
+    plainly = {"none": "nothing", "segments": "in {number} segments"}
     if kind in plainly:
         return plainly[kind].format(**number)
     return f"{len(number['names'])} modules" if "names" in number else f"{kind} {number or ''}".strip()

@@ -21,7 +21,7 @@ from scripts.memory.blocks import blocks_of, couples_batch, encoder_of
 from scripts.memory.measure import Simulation, training_steps
 from scripts.memory.storages import BACKWARD, FORWARD, OPTIMIZER, Measurement, Ran
 
-MAX_CHUNKS = 6  # of frames in a simulation: above, the peak is read off the line through two smaller batches
+MAX_CHUNKS = 6  # of frames in a simulation: above, the peak is read off the line through two smaller inputs
 UNITS = 40  # steps of the knapsack: bytes to be saved are met to 2.5 %
 SHARES = (1.0, 0.3, 0.1)  # of all activations, the most that one module computes again at once
 ATTEMPTS = 4  # sets of modules simulated for each share, each saving what the one before lacked
@@ -81,7 +81,7 @@ class Searcher:
 
     def __init__(self, workload: Workload, simulate: Simulation, network: nn.Module) -> None:
         self.workload, self.simulate = workload, simulate
-        self.seen: dict[tuple[str, int, int], Measurement] = {}
+        self.seen: dict[tuple[str, tuple[int, ...], int], Measurement] = {}
         self.candidates: list[Candidate] = []
         splittable = workload.splittable and not couples_batch(network)
         batch = workload.batch_size
@@ -92,43 +92,53 @@ class Searcher:
         """The smallest micro-batch, with nothing computed again."""
         return self.measured({"kind": "none"}, self.accumulations[-1])
 
-    def measured(self, strategy: dict[str, Any], accumulation: int, micro_batch: int | None = None) -> Measurement:
-        """One simulated micro-batch; gradients of earlier ones are there if there are any."""
-        size = micro_batch or self.workload.batch_size // accumulation
-        key = (str(strategy), size, min(accumulation, 2))
+    def measured(
+        self, strategy: dict[str, Any], accumulation: int, micro_batch: int | None = None, frames: int | None = None
+    ) -> Measurement:
+        """One simulated micro-batch, maybe of fewer frames; gradients of earlier ones are there if there are any."""
+        size, (longest, *image) = micro_batch or self.workload.batch_size // accumulation, self.workload.shape
+        shape = (size, frames or longest, *image)
+        key = (str(strategy), shape, min(accumulation, 2))
         if key not in self.seen:
-            shape = (size, *self.workload.shape)
             found = self.simulate(lambda: (torch.empty(shape),), strategy, key[2])
             self.seen[key] = dataclasses.replace(found, flops=found.flops // key[2])
         return self.seen[key]
 
     def candidate(self, strategy: dict[str, Any], accumulation: int) -> Candidate:
-        """That way of training, simulated, or where frames make too many chunks, read off smaller batches."""
+        """That way of training, simulated, or where frames make too many chunks, read off smaller inputs."""
         batch = self.workload.batch_size
         micro, smallest = batch // accumulation, batch // self.accumulations[-1]
-        frames = micro * self.workload.shape[0]
-        chunks = frames / strategy["frames"] if strategy["kind"] == "chunks" else 1
-        measurement: Measurement | None = None
-        if chunks <= MAX_CHUNKS or micro <= 2:
-            measurement = self.measured(strategy, accumulation)
-            peak, flops = measurement.peak_bytes, measurement.flops
-        else:
-            peak, flops = self.on_a_line(strategy, accumulation, micro)
+        chunk = strategy["frames"] if strategy["kind"] == "chunks" else math.inf
+        peak, flops, measurement = self.foretold(strategy, accumulation, micro, chunk)
         extra = flops / micro / (self.plain.flops / smallest) - 1
         made = Candidate(strategy, accumulation, peak, extra, measurement)
         self.candidates.append(made)
         return made
+
+    def foretold(
+        self, strategy: dict[str, Any], accumulation: int, micro_batch: int, chunk: float
+    ) -> tuple[int, int, Measurement | None]:
+        """Peak bytes and FLOPs of a micro-batch whose encoder takes so many frames at once; what was simulated.
+
+        Of more than MAX_CHUNKS chunks two smaller inputs are simulated, and the line through them is read: of fewer
+        samples, or where there are one or two, of fewer frames.
+        """
+        frames = self.workload.shape[0]
+        if micro_batch * frames <= MAX_CHUNKS * chunk:
+            found = self.measured(strategy, accumulation, micro_batch)
+            return found.peak_bytes, found.flops, found
+        if micro_batch > 2:
+            return *self.on_a_line(strategy, accumulation, micro_batch), None
+        few, many = (math.ceil(chunks * chunk / micro_batch) for chunks in (2, 3))
+        one, two = (self.measured(strategy, accumulation, micro_batch, size) for size in (few, many))
+        return *_line(one, two, (frames - few) / (many - few)), None
 
     def on_a_line(self, strategy: dict[str, Any], accumulation: int, micro_batch: int) -> tuple[int, int]:
         """Peak bytes and FLOPs of a micro-batch as two smaller ones foretell them, each with a whole chunk."""
         few = min(math.ceil(strategy.get("frames", 1) / self.workload.shape[0]), micro_batch)
         many = min(2 * few, micro_batch)
         one, two = (self.measured(strategy, accumulation, size) for size in (few, many))
-        peaks = []
-        for phases in ((FORWARD, BACKWARD), (OPTIMIZER,)):
-            first, second = one.peak_of(*phases), two.peak_of(*phases)
-            peaks.append(first + (second - first) * (micro_batch - few) // max(many - few, 1))
-        return max(peaks), two.flops * micro_batch // many
+        return _line(one, two, (micro_batch - few) / max(many - few, 1))
 
     def best_of(self, strategy: dict[str, Any], free_bytes: int, best: Candidate | None) -> Candidate | None:
         """The strategy with the fewest micro-batches that fit, if that is better than the best so far."""
@@ -195,6 +205,7 @@ class Searcher:
         if len(tried) < 2:
             return True
         (many, most), (few, more) = ((found.strategy["frames"], found.peak_bytes) for found in tried[-2:])
+        many = min(many, self.workload.shape[0] * self.workload.batch_size // smallest)
         foretold = more - (most - more) * (few - strategy["frames"]) / (many - few)
         return foretold <= 1.05 * free_bytes  # it needs about that or more
 
@@ -231,6 +242,15 @@ class Searcher:
                 return found if best is None or found.order < best.order else best
             need += found.peak_bytes - free_bytes
         return best
+
+
+def _line(one: Measurement, two: Measurement, share: float) -> tuple[int, int]:
+    """Peak bytes and FLOPs beyond two inputs, `share` times as far from the first as the second is."""
+    peaks = []
+    for phases in ((FORWARD, BACKWARD), (OPTIMIZER,)):
+        first, second = one.peak_of(*phases), two.peak_of(*phases)
+        peaks.append(first + round((second - first) * share))
+    return max(peaks), one.flops + round((two.flops - one.flops) * share)
 
 
 def cheapest_modules(network: nn.Module, plain: Measurement, need_bytes: int, share: float) -> list[str]:

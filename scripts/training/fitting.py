@@ -17,7 +17,7 @@ from torch import nn
 from scripts.errors import bad_value
 from scripts.memory import budget as budgets
 from scripts.memory.checkpointing import checked
-from scripts.memory.search import MAX_CHUNKS, Searcher, Workload, search, searching
+from scripts.memory.search import Searcher, Workload, search, searching
 from scripts.memory.storages import CAUSES
 from scripts.networks.classifier import SequenceClassifier
 from scripts.store.store import free_bytes as free_on_host
@@ -149,12 +149,10 @@ def simulated(
 def _measured(
     searcher: Searcher, network: nn.Module, strategy: dict[str, Any], batch_size: int, accumulation_steps: int
 ) -> tuple[int, float, dict[str, int]]:
-    """Peak bytes, FLOPs and causes; of many chunks of frames, peak and FLOPs off the line through two small batches."""
+    """Peak bytes, FLOPs and causes; of many chunks of frames as smaller inputs foretell them, without causes."""
     frames = min(strategy.get("frames", 2**62), int(network.chunk_frames))  # type: ignore[arg-type]
-    if batch_size > 2 and batch_size * searcher.workload.shape[0] > MAX_CHUNKS * frames:
-        return *searcher.on_a_line(strategy, accumulation_steps, batch_size), {}
-    found = searcher.measured(strategy, accumulation_steps, batch_size)
-    return found.peak_bytes, found.flops, found.by_cause
+    peak, flops, found = searcher.foretold(strategy, accumulation_steps, batch_size, frames)
+    return peak, flops, found.by_cause if found else {}
 
 
 def half_precision(amp: str | bool, device: torch.device) -> bool:
