@@ -12,6 +12,8 @@ from scripts.memory.subjects import named_workload
 
 VIT = "vit_small_patch14_reg4_dinov2"
 NETS = "monai.networks.nets."
+SWIN = NETS + "swin_unetr.SwinTransformer"
+HEADED = {VIT: "ViT-S, GRU", SWIN: "Swin, GRU"}
 CARDS_GB = (8, 12, 16, 24, 40, 48, 80)
 STRATEGIES: dict[str, dict[str, Any]] = {
     "nothing": {"kind": "none"},
@@ -32,6 +34,7 @@ SCENARIOS = (  # what it is, network, shape of a batch
     ("brain MRI, whole 256^3", NETS + "UNet", (1, 1, 256, 256, 256)),
     ("brain MRI, whole 256^3", NETS + "DynUNet", (1, 1, 256, 256, 256)),
     ("cardiac 4D, 30 x 128^3 as a batch", NETS + "UNet", (30, 1, 128, 128, 128)),
+    ("cardiac 4D, 30 x 128^3 over time", SWIN, (1, 30, 1, 128, 128, 128)),
     ("lung CT 512x512x400, whole", NETS + "DynUNet", (1, 1, 512, 512, 400)),
     ("lung CT 512x512x400, 2 patches of 192^3", NETS + "DynUNet", (2, 1, 192, 192, 192)),
     ("lung CT 512x512x400, 2 patches of 128^3", NETS + "SwinUNETR", (2, 1, 128, 128, 128)),
@@ -62,7 +65,7 @@ def scenarios(budget: str | int) -> list[str]:
         if plan.best is not None:
             peak, extra = plan.best.peak_bytes / 1e9, max(plan.best.extra_flops, 0.0)
             chosen = [plan.micro_batch(plan.best), in_words(plan.best.strategy), f"{peak:.1f}", f"{extra:.1%}"]
-        name = "ViT-S, GRU" if network == VIT else network.removeprefix(NETS)
+        name = HEADED.get(network, network.removeprefix(NETS))
         rows.append([study, name, f"{plan.plain.peak_bytes / 1e9:.1f}", *chosen])
     columns = ("study", "network", "plain GB", "micro-batch", "computed again", "planned GB", "extra FLOPs")
     return table(columns, rows)
