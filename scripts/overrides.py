@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from scripts.errors import bad_value
+from scripts.errors import bad_value, reading
 
 RUN_ARGUMENTS = (  # of `python -m monai.bundle run` itself
     "run_id",
@@ -26,7 +26,10 @@ RUN_ARGUMENTS = (  # of `python -m monai.bundle run` itself
 # Least and most of the numbers among the knobs; those without an entry may be any number.
 RANGES: dict[str, tuple[float, float | None]] = {
     **dict.fromkeys(("max_epochs", "patience", "val_interval", "hidden_size", "layers"), (1, None)),
-    **dict.fromkeys(("max_frames", "chunk_frames", "max_sequence_bytes", "num_resamples", "world_size"), (1, None)),
+    **dict.fromkeys(("max_frames", "chunk_frames", "max_sequence_bytes", "world_size"), (1, None)),
+    "num_resamples": (1, 10**5),
+    "folds": (3, 1000),
+    "repeats": (1, 1000),
     "image_size": (1, 2**13),
     "batch_size": (1, 2**16),
     "accumulation_steps": (1, 2**12),
@@ -65,13 +68,14 @@ def reject_unknown_ids(arguments: Sequence[str] | None = None) -> None:
         arguments: of the command line; None means those of a `monai.bundle run`, and nothing outside of one.
 
     Raises:
-        ValueError: names the override and the nearest id.
+        ValueError: names the override and the nearest id, or a config file that is none.
     """
     if arguments is None:
         if Path(sys.argv[0]).parts[-3:-1] != ("monai", "bundle"):
             return
         arguments = sys.argv[1:]
     from monai.bundle import ConfigParser
+    from yaml import YAMLError
 
     given: dict[str, str] = {}
     names = []
@@ -84,8 +88,10 @@ def reject_unknown_ids(arguments: Sequence[str] | None = None) -> None:
         from_file = ConfigParser.load_config_file(given["args_file"])
         names += from_file
         given.setdefault("config_file", str(from_file.get("config_file", "")))
-    files = given.get("config_file", "").strip("[]").replace("'", "").replace('"', "").split(",")
-    config = ConfigParser.load_config_files([file.strip() for file in files if file.strip()])
+    listed = given.get("config_file", "").strip("[]").replace("'", "").replace('"', "").split(",")
+    files = [file.strip() for file in listed if file.strip()]
+    with reading(", ".join(files), "content", "YAML or JSON of a workflow, in a file named so", (YAMLError,)):
+        config = ConfigParser.load_config_files(files)
     for name in names:
         top = name.replace("#", "::").split("::")[0].lstrip("+%")
         if top not in config and top not in RUN_ARGUMENTS and top != "_meta_":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from scripts.overrides import PATHS, RUN_ARGUMENTS, check_value, reject_unknown_ids
+from tests.conftest import assert_message
 
 ROOT = Path(__file__).parent.parent
 
@@ -69,6 +70,17 @@ def test_ids_of_every_file_of_a_list_are_known(configs, form, joined):
         reject_unknown_ids([*start, "--splt", "validation"])
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("notes.md", "a: 1"), ("a.yaml", "{a: ["), ("a.json", "{"), ("b.json", "")]
+)
+def test_file_that_is_no_config_is_refused_in_one_line(tmp_path, name, content):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(ValueError, match="content is unreadable") as refused:
+        reject_unknown_ids(["plan", "--config_file", str(path)])
+    assert_message(refused.value, path, "content", "YAML or JSON")
+
+
 def test_id_of_an_overlay_is_unknown_without_it(configs):
     with pytest.raises(ValueError, match="--split is no id"):
         reject_unknown_ids(["run", "--config_file", configs[0], "--split", "test"])
@@ -107,6 +119,7 @@ def test_ids_of_every_config_of_this_bundle_are_known_to_it():
     overlay = {
         "multi_gpu_train.yaml": "train.yaml",
         "multi_gpu_cache.yaml": "cache_features.yaml",
+        "volumes.yaml": "cache_features.yaml",
     }
     checked = 0
     for file in files:
@@ -207,6 +220,9 @@ def test_traceback_of_our_error_is_shown_on_request():
         ("num_workers", "1000000", 0, "at most 256"),
         ("image_size", "1000000000", 224, "at most 8192"),
         ("accumulation_steps", "10000000000", 4, "at most 4096"),
+        ("num_resamples", "100000000000", 2000, "at most 100000"),
+        ("folds", "nan", 5, "a whole number of at least 3 and at most 1000"),
+        ("repeats", "1000000000", 2, "at most 1000"),
         ("use_times", "false", "$@start['use_times']", "True or False"),
         ("bidirectional", "no", None, "True or False"),
         ("image_size", "48.5", "$@start['image_size']", "a whole number of at least 1"),

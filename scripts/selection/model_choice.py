@@ -52,7 +52,8 @@ def choose(
     for name, listed, values in ((HEAD_NAME, "heads", heads), (LEARNING_RATE, "learning_rates", learning_rates)):
         if values is not None and name in recipe:
             raise ValueError(bad_value(command, f"--{name}", recipe[name], f"--{listed} in its place"))
-    check_value("num_resamples", str(num_resamples), 2000)
+    for name, value in (("folds", folds), ("repeats", repeats), ("num_resamples", num_resamples)):
+        check_value(name, str(value), 1)
     check_value("refit", str(refit), False)
     check_overrides(recipe)
     workflow = open_workflow(recipe)
