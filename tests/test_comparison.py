@@ -218,3 +218,9 @@ def test_evaluations_that_cannot_be_compared_are_refused_with_the_reason(tmp_pat
     with pytest.raises((ValueError, FileNotFoundError)) as refused:
         compare_reports(first, second, num_resamples=10)
     assert_message(refused.value)
+
+
+@pytest.mark.parametrize(("name", "number"), [("num_resamples", 10**11), ("num_resamples", "many"), ("seed", -1)])
+def test_numbers_of_a_comparison_are_checked_before_anything_is_read(tmp_path, name, number):
+    with pytest.raises(ValueError, match=f"--{name} is {number}, needs a whole number"):
+        compare_reports(tmp_path, tmp_path, **{name: number})

@@ -13,6 +13,7 @@ from scipy import stats
 
 from scripts.errors import bad_value
 from scripts.keys import BINARY, CLASSES, IMAGE, LABEL, ORDERED, TASK, TYPE
+from scripts.overrides import check_value
 from scripts.pages import aligned, counted
 from scripts.reports.intervals import CONFIDENCE, Intervals
 from scripts.reports.metrics import checked, missing
@@ -145,8 +146,10 @@ def compare_reports(folder_a: str | Path, folder_b: str | Path, num_resamples: i
 
     Raises:
         FileNotFoundError: a folder without predictions.json.
-        ValueError: they are of other sequences, labels or classes.
+        ValueError: they are of other sequences, labels or classes, or a number is out of range.
     """
+    check_value("num_resamples", str(num_resamples), 2000)
+    check_value("seed", str(seed), 0)
     found = [_judged(Path(folder)) for folder in (folder_a, folder_b)]
     (task, rows_a), (other, rows_b) = found
     if task != other or rows_a.keys() != rows_b.keys():
