@@ -187,7 +187,7 @@ def test_scores_are_given_by_a_column_of_the_datalist_and_an_unknown_one_is_refu
     assert [found["column"] for found in report["subgroups"]] == ["device", "quality", "number of frames"]
     assert {group["name"] for group in report["subgroups"][1]["groups"]} == {"good", "poor"}
     with pytest.raises(RuntimeError) as refused:
-        evaluate(tmp_path, places, subgroups=["hospital"])
+        evaluate(tmp_path, places, subgroups="hospital")  # as a command line has one
     assert "subgroups is hospital, needs a column of the datalist: device, entry, quality" in message_of(refused.value)
 
 

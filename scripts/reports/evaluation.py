@@ -140,12 +140,13 @@ def groups_of(test: FeatureDataset, columns: Sequence[str]) -> dict[str, list[An
     Raises:
         ValueError: a column that no item has.
     """
-    strange = [column for column in columns if not any(column in item for item in test.data)]
+    named: list[Any] = list(columns) if isinstance(columns, (list, tuple)) else [columns]  # a command line has one
+    strange = [column for column in named if not any(column in item for item in test.data)]
     if strange:
         there = sorted({name for item in test.data for name in item} - {IMAGE, SOURCE, SEQUENCE, PATIENT, LABEL})
         allowed = f"a column of the datalist: {', '.join(there) or 'it has none beside image, label and patient'}"
         raise ValueError(bad_value("configuration", "subgroups", strange[0], allowed))
-    given = [*(column for column in COLUMNS if any(column in item for item in test.data)), *columns]
+    given = [*(column for column in COLUMNS if any(column in item for item in test.data)), *named]
     found = {column: [item.get(column) for item in test.data] for column in dict.fromkeys(given)}
     return {**found, OF_FRAMES: test.lengths.tolist()}
 
@@ -182,7 +183,7 @@ def _history(judged: Judged) -> dict[str, Any]:
     path = judged.path.with_name(RUN)
     try:
         record = json.loads(path.read_text())
-        told = {name: record["recipe"][name] for name in ("store_digest", "datalist_digest", "head_name", "seed")}
+        told = {name: record["recipe"].get(name) for name in ("store_digest", "datalist_digest", "head_name", "seed")}
         if all(judged.card.get(name) == value for name, value in told.items()):
             shown = {row["epoch"]: {CURVES[k]: v for k, v in row.items() if k in CURVES} for row in record["history"]}
             return {"history": shown, "best_epoch": record["best_epoch"]}
