@@ -143,7 +143,7 @@ def test_a_number_is_set_without_measuring(dataset):
     assert head.seen == []
 
 
-@pytest.mark.parametrize("number", [0, -1, 1.5, True, "two", None, "1"])
+@pytest.mark.parametrize("number", [0, -1, 1.5, True, "two", None, "1", 100_000])
 def test_what_is_no_number_of_threads_is_refused(dataset, number):
     with pytest.raises(ValueError) as refused:
         set_threads(number, Sleeper({}), dataset, 4, "cpu")

@@ -21,6 +21,7 @@ from scripts.training.engine import prepare_batch
 logger = logging.getLogger("angiography")
 
 AUTO = "auto"
+MANY = 1024  # more can break the process down
 MOST_THREADS = 8
 MEASURED_S = 0.8  # all measurements together; each has two batches at least
 MOST_BATCHES = 16  # of each number of threads
@@ -44,8 +45,8 @@ def set_threads(
         ValueError: neither `auto` nor a number of threads.
     """
     if num_threads != AUTO:
-        if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
-            allowed = f"{AUTO} or a whole number of at least 1"
+        if isinstance(num_threads, bool) or not isinstance(num_threads, int) or not 1 <= num_threads <= MANY:
+            allowed = f"{AUTO} or a whole number of at least 1 and at most {MANY}"
             raise ValueError(bad_value("configuration", "num_threads", num_threads, allowed))
         torch.set_num_threads(num_threads)
     elif torch.device(device).type == "cpu":
