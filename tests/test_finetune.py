@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from scripts.overrides import our_error
 from scripts.sequences.phantom import CLASSES, write_exams
 from scripts.store.store import FeatureStore
 from scripts.training import fitting
+from scripts.training.checkpoints import read_run
 from scripts.training.finetuning import make_network
 from scripts.training.fitting import simulated
 from scripts.training.lora import add_adapters
@@ -107,6 +109,35 @@ def test_finetuning_leaves_a_model_that_inference_takes_as_it_is(places, tmp_pat
     ours, theirs = weights(tmp_path / "model.pt"), weights(Path(places["start_from"]))
     changed = {name.split(".")[3] for name in ours if ".blocks." in name and not torch.equal(ours[name], theirs[name])}
     assert changed == {"4", "5"}
+
+
+def test_a_finetuned_model_is_evaluated_on_the_features_of_its_own_encoder_by_the_command_that_is_told(
+    places, tmp_path
+):
+    run("finetune", **options(places, tmp_path, max_epochs=1))
+    given = {"dataset_dir": places["dataset_dir"], "features_dir": str(tmp_path / "features"), "progress": False}
+    scored = {name: value for name, value in given.items() if name != "progress"}
+    scored |= {"model_path": str(tmp_path / "model.pt"), "output_dir": str(tmp_path), "split": "validation"}
+    for features_dir in (given["features_dir"], str(Path(places["start_from"]).parent / "features")):
+        with pytest.raises(RuntimeError) as refused:
+            run("evaluate", **{**scored, "features_dir": features_dir}, num_resamples=50)
+        error = our_error(refused.value)
+        assert error is not None
+        found = "absent" if features_dir == given["features_dir"] else "of another encoder"
+        assert_message(error, f"features is {found}, needs those of its own encoder, which was finetuned")
+    words = shlex.split(str(error).partition("cache_features.yaml ")[2].rstrip("."))
+    knobs = {
+        name.removeprefix("--"): yaml.safe_load(value) for name, value in zip(words[::2], words[1::2], strict=True)
+    }
+    run("cache_features", **given, **knobs)
+    run("evaluate", **scored, num_resamples=50)
+    report = json.loads((tmp_path / "evaluation" / "report.json").read_text())
+    assert {"single best frame", "mean of frames", "shuffled order", "time removed"} <= report["controls"].keys()
+    assert len(report["history"]) == 1
+    controls = json.loads(read_run(tmp_path / "evaluation" / "controls" / "time_removed" / "state.pt")["recipe"])
+    steps = yaml.safe_load((ROOT / "configs" / "train.yaml").read_text())
+    assert controls["hidden_size"] == 8 and controls["max_epochs"] == steps["max_epochs"]
+    assert controls["learning_rate"] == steps["learning_rate"] and controls["batch_size"] == steps["batch_size"]
 
 
 def test_from_scratch_the_head_gets_the_scale_of_the_features_that_it_trains_on(places, tmp_path):

@@ -12,13 +12,12 @@ from scripts.errors import bad_value
 from scripts.keys import TASK_TYPES
 from scripts.networks.classifier import SequenceClassifier
 from scripts.networks.encoder import Encoder
-from scripts.networks.weights import digest, read_state
+from scripts.networks.weights import IN_MODEL, digest, read_state
 from scripts.writing import write_file
 
 logger = logging.getLogger("angiography")
 
-ENCODER = "encoder.backbone."  # prefixes of model.pt
-HEAD = "head."
+HEAD = "head."  # before the names of the head's tensors in model.pt
 
 # What inference must know to rebuild the network and its input; the nominal values are those of metadata.json.
 NOMINAL: dict[str, Any] = {
@@ -138,7 +137,7 @@ def load_model(network: nn.Module, model_path: str | Path) -> None:
     path = require_model(model_path)
     state = read_state(path)
     load_fitting(network, state, path)
-    encoder = {n.removeprefix(ENCODER): t for n, t in state.items() if n.startswith(ENCODER)}
+    encoder = {n.removeprefix(IN_MODEL): t for n, t in state.items() if n.startswith(IN_MODEL)}
     stated = read_card(path).get("encoder_digest")
     if stated is not None and digest(encoder) != stated:
         raise ValueError(

@@ -23,6 +23,7 @@ from torch import Tensor
 from scripts.errors import bad_value
 from scripts.networks.encoder import Encoder, FrameEncoder, encodes_volumes, make_encoder
 
+IN_MODEL = "encoder.backbone."  # before the names of the encoder's tensors in model.pt
 MAX_FILE_BYTES = 4 * 2**30  # larger than any timm ViT in fp32; a file beyond it is not encoder weights
 
 
@@ -75,7 +76,7 @@ def load_into(encoder: Encoder, weights: str, models_dir: str | Path) -> str:
 
     Args:
         encoder: whose architecture the weights must fit exactly.
-        weights: a name of `NAMED`, `random:SEED`, `timm` (the hub's own, downloads), or a path.
+        weights: a name of `NAMED`, `random:SEED`, `timm` (the hub's own, downloads), or a path, that of a model.pt too.
         models_dir: where `python -m scripts weights` leaves files.
 
     Raises:
@@ -105,7 +106,7 @@ def load_into(encoder: Encoder, weights: str, models_dir: str | Path) -> str:
         path = Path(models_dir) / named.file_name if named else Path(weights)
         if not path.is_file():
             raise FileNotFoundError(_missing(weights, path))
-        state = read_state(path)
+        state = _of_encoder(read_state(path))
         if named is not None and named.digest is not None and digest(state) != named.digest:
             raise ValueError(
                 bad_value(
@@ -118,6 +119,12 @@ def load_into(encoder: Encoder, weights: str, models_dir: str | Path) -> str:
             )
     _load_strict(encoder, state, weights)
     return digest(state)
+
+
+def _of_encoder(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The encoder's tensors, also of a model.pt, which holds a head beside it."""
+    found = {name.removeprefix(IN_MODEL): tensor for name, tensor in state.items() if name.startswith(IN_MODEL)}
+    return found or state
 
 
 def _missing(weights: str, path: Path) -> str:

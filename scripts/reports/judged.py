@@ -1,5 +1,6 @@
 """model.pt, list, store -> the model with what it was trained on, checked; what its controls make of a split."""
 
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from scripts.datalists.items import Task
 from scripts.errors import bad_value
 from scripts.features.batching import FeatureDataset
 from scripts.keys import CLASSES, ENTRY, LABEL, MULTILABEL, SYNTHETIC, TASK, TRAINING, TYPE, VALIDATION
-from scripts.networks.card import HEAD, load_fitting, read_card, require_model
+from scripts.networks.card import HEAD, NOMINAL, load_fitting, read_card, require_model
+from scripts.networks.encoder import encodes_volumes
 from scripts.networks.heads import make_head
 from scripts.networks.weights import read_state
 from scripts.reports.calibration import probabilities_of
@@ -28,6 +30,7 @@ from scripts.training.controls import (
     SINGLE_FRAME,
     TRAINED_CONTROLS,
     UNTRAINED,
+    is_finetuned,
     recipe_of,
     single_best_frame,
     train_control,
@@ -58,26 +61,29 @@ class Judged:
 def open_model(
     model_path: str | Path, datalist: str | Path, dataset_dir: str | Path, features_dir: str | Path
 ) -> Judged:
-    """A model with what it was trained on, checked to be just that.
+    """A model with what it was trained on, checked to be just that; a finetuned one with features of its own encoder.
 
     Raises:
         FileNotFoundError: there is no such model, list or store.
         ValueError: classes, store or list are not those of its card.
     """
     path = require_model(model_path)
-    card, task, store = read_card(path), read_task(datalist, dataset_dir), FeatureStore.open(Path(features_dir))
+    card, task = read_card(path), read_task(datalist, dataset_dir)
+    if is_finetuned(card):
+        _require_features_of(path, card, Path(features_dir))
+    store = FeatureStore.open(Path(features_dir))
     if (card["task_type"], tuple(card["classes"])) != (task.type, task.classes):
         found = f"{card['task_type']}: {', '.join(card['classes'])}"
         raise ValueError(
             bad_value(path, "task", found, f"that of the datalist, {task.type}: {', '.join(task.classes)}")
         )
     for key, now, what in (
-        ("store_digest", store.digest, "the feature store it was trained on"),
+        ("store_digest", store.digest if not is_finetuned(card) else None, "the feature store it was trained on"),
         ("datalist_digest", datalist_digest(datalist), "the datalist it was trained with"),
     ):
         if card.get(key) != now:
             allowed = f"{str(card.get(key))[:16]}, {what}: another may hold exams that it has seen"
-            raise ValueError(bad_value(path, key, now[:16], allowed, "Train again with train.yaml."))
+            raise ValueError(bad_value(path, key, str(now)[:16], allowed, "Train again."))
     state = {n.removeprefix(HEAD): t for n, t in read_state(path).items() if n.startswith(HEAD)}
     options = {name: card[name] for name in HEAD_OPTIONS if name in card}
     head = make_head(card["head_name"], len(state["mean"]), len(task.classes), **options)
@@ -150,11 +156,44 @@ def _entries(judged: Judged, data: Mapping[str, FeatureDataset]) -> str:
 
 def _make_untrained(judged: Judged) -> str:
     """Why the control of an untrained encoder is absent, and the command that makes what it needs."""
-    defaults = yaml.safe_load((BUNDLE_ROOT / "configs" / "cache_features.yaml").read_text())
-    settings = {**judged.store.settings, "encoder_weights": "random:0"}
-    given = [f"--{name} '{value}'" for name, value in settings.items() if defaults.get(name) != value]
     return (
         "There are no features of an untrained encoder. With this evaluation's dataset_dir and datalist, and its "
         "untrained_dir as features_dir, this makes them: "
-        f"python -m monai.bundle run --config_file configs/cache_features.yaml {' '.join(given)}"
+        + _command({**judged.store.settings, "encoder_weights": "random:0"})
     )
+
+
+def _require_features_of(path: Path, card: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a store that the encoder of a finetuned model did not make, from exams prepared as it was trained.
+
+    Raises:
+        ValueError: names what differs, and the command that makes the features.
+    """
+    found = "absent"
+    if (folder / FINGERPRINT_FILE).is_file():
+        store = FeatureStore.open(folder)
+        decided = [name for name in store.settings if name in card and name != "encoder_weights"]
+        differ = [name for name in decided if store.settings[name] != card[name]]
+        if not differ and store.fingerprint["encoder"]["digest"] == card["encoder_digest"]:
+            return
+        found = f"of another {differ[0] if differ else 'encoder'}"
+    settings = {name: card[name] for name in _defaults() if name in NOMINAL} | {"encoder_weights": str(path)}
+    way_out = (
+        "With this evaluation's dataset_dir and datalist, and a features_dir of its own that is given here too, this "
+        f"makes them: {_command(settings)}"
+    )
+    raise ValueError(bad_value(path, "features", found, "those of its own encoder, which was finetuned", way_out))
+
+
+def _command(settings: Mapping[str, Any]) -> str:
+    """The command line of cache_features.yaml with these knobs."""
+    given = [f"--{name} '{value}'" for name, value in settings.items() if _defaults().get(name) != value]
+    volumes = encodes_volumes(settings["encoder_name"])
+    files = "\"['configs/cache_features.yaml','configs/volumes.yaml']\"" if volumes else "configs/cache_features.yaml"
+    return f"python -m monai.bundle run --config_file {files} {' '.join(given)}"
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """What cache_features.yaml has."""
+    return yaml.safe_load((BUNDLE_ROOT / "configs" / "cache_features.yaml").read_text())

@@ -27,6 +27,22 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0)  # inverse L2 penalties tried
 SINGLE_FRAME, UNTRAINED = "single best frame", "untrained encoder"
 
 
+# What finetune.yaml has in its own way, or not at all.
+OF_STEPS = (
+    *(
+        "max_epochs",
+        "patience",
+        "batch_size",
+        "accumulation_steps",
+        "world_size",
+        "learning_rate",
+        "schedule",
+        "warmup",
+    ),
+    *("weight_decay", "max_gradient_norm", "frame_dropout", "time_jitter", "frames_shown"),
+)
+
+
 class Control(NamedTuple):
     """A head that is trained as the model was, but for what it does without.
 
@@ -55,9 +71,19 @@ TRAINED_CONTROLS = {
 }
 
 
+def is_finetuned(card: Mapping[str, Any]) -> bool:
+    """Whether finetune.yaml made the model, from exams, and train.yaml did not, from a feature store."""
+    return "store_digest" not in card
+
+
 def recipe_of(card: Mapping[str, Any]) -> dict[str, Any]:
-    """The knobs of train.yaml that a model was trained with, as its card has them."""
+    """The knobs of train.yaml that a model was trained with, as its card has them.
+
+    Of a finetuned model the steps are those of train.yaml: a head alone would learn too little in those of an encoder.
+    """
     ids: dict[str, Any] = open_workflow({}).parser.get()
+    if is_finetuned(card):
+        card = {**card, **{name: ids[name] for name in OF_STEPS}}
     made = {name for name, value in ids.items() if isinstance(value, dict) or str(value).startswith("$")}
     recipe = {name: card[name] for name in ids if name in card and name not in made}
     recipe["batch_size"] *= recipe.pop("world_size", 1)  # as many sequences a step
