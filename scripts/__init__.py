@@ -74,6 +74,7 @@ Imports point from the end of this list to its beginning, never back.
       steps        network, inputs -> one training or inference step
       measure      network, shape of its input -> peak bytes and FLOPs of a step that is not run
       tracking     a step that runs -> what it held and computed, by the same names
+      knapsack     a plain step, bytes to be saved -> the modules that save them with the fewest FLOPs
       search       workload, bytes that are free -> the way to train it with the least extra FLOPs
       subjects     name of a network or config -> workload
       budget       24GB, a card's name -> bytes that a step may hold

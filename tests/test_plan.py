@@ -12,10 +12,11 @@ from torch import nn
 from scripts.__main__ import main
 from scripts.memory import checkpointing
 from scripts.memory.budget import CARDS_GB, CONTEXT_BYTES, card_bytes, free_bytes, read_budget
+from scripts.memory.knapsack import cheapest_modules
 from scripts.memory.largest import sizes_of
 from scripts.memory.measure import simulate_training_step
 from scripts.memory.plan import Plan, make_plan
-from scripts.memory.search import NONE, Workload, cheapest_modules, search, searching, whole_batch
+from scripts.memory.search import NONE, Workload, search, searching, whole_batch
 from scripts.memory.subjects import config_workload, named_workload
 from scripts.memory.tables import CARDS_GB as CARDS
 from scripts.memory.tables import HARDWARE, SCENARIOS, STRATEGIES, TABLES

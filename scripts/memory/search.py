@@ -18,17 +18,16 @@ from torch import Tensor, nn
 from scripts.errors import bad_value
 from scripts.memory import checkpointing, steps
 from scripts.memory.blocks import blocks_of, couples_batch, encoder_of
+from scripts.memory.knapsack import cheapest_modules, subtree
 from scripts.memory.measure import Simulation, training_steps
-from scripts.memory.storages import BACKWARD, FORWARD, OPTIMIZER, Measurement, Ran
+from scripts.memory.storages import BACKWARD, FORWARD, OPTIMIZER, Measurement
 
 MAX_CHUNKS = 6  # of frames in a simulation: above, the peak is read off the line through two smaller inputs
-UNITS = 40  # steps of the knapsack: bytes to be saved are met to 2.5 %
 SHARES = (1.0, 0.3, 0.1)  # of all activations, the most that one module computes again at once
 ATTEMPTS = 4  # sets of modules simulated for each share, each saving what the one before lacked
 NONE = 0.0005  # extra FLOPs below it are none
 FAR = 1.5  # times the free bytes: a strategy that needs more is not simulated in a weaker form
 STRENGTH = {"selective": "flops_per_value", "segments": "number"}  # the knob with which a kind saves more
-Choice = tuple[float, tuple[str, ...]]  # FLOPs, names of modules
 
 
 @dataclass(frozen=True)
@@ -162,8 +161,8 @@ class Searcher:
         Left out are chunks so small that smaller micro-batches do the same, and those larger than all frames.
         """
         frames = self.workload.shape[0] * self.workload.batch_size // self.accumulations[-1]
-        whole = _subtree(self.plain.ran, encoder_of(network)).flops / self.plain.flops
-        blocks = [_subtree(self.plain.ran, name).flops / self.plain.flops for name in blocks_of(network)]
+        whole = subtree(self.plain.ran, encoder_of(network)).flops / self.plain.flops
+        blocks = [subtree(self.plain.ran, name).flops / self.plain.flops for name in blocks_of(network)]
         found = []
         for strategy in checkpointing.strategies_for(network):
             kind = strategy["kind"]
@@ -231,7 +230,7 @@ class Searcher:
             if need <= 0 or (best is not None and best.extra_flops < NONE):
                 break
             names = cheapest_modules(network, self.plain, need, share)
-            extra = sum(_subtree(self.plain.ran, name).flops for name in names) / self.plain.flops
+            extra = sum(subtree(self.plain.ran, name).flops for name in names) / self.plain.flops
             if not names or (best is not None and extra >= best.extra_flops):
                 break
             try:
@@ -251,55 +250,6 @@ def _line(one: Measurement, two: Measurement, share: float) -> tuple[int, int]:
         first, second = one.peak_of(*phases), two.peak_of(*phases)
         peaks.append(first + round((second - first) * share))
     return max(peaks), one.flops + round((two.flops - one.flops) * share)
-
-
-def cheapest_modules(network: nn.Module, plain: Measurement, need_bytes: int, share: float) -> list[str]:
-    """The modules to compute again that save `need_bytes` with the fewest FLOPs; none if nothing saves that much.
-
-    A module is computed again as a whole or its parts are decided on one by one: a knapsack over the tree of modules,
-    solved by dynamic programming in UNITS of the need, as if savings were sums. They are not quite, so whoever asks
-    simulates the answer.
-
-    Args:
-        network: names its modules.
-        plain: a step of it with nothing computed again.
-        need_bytes: to be saved.
-        share: of all held activations, the most that one module may hold, since it holds them again in backward.
-    """
-    total = _subtree(plain.ran, "").held_bytes
-    unit = max(need_bytes / UNITS, 1.0)
-
-    def table(name: str, module: nn.Module) -> list[Choice]:
-        """FLOPs, modules of the best choice inside that saves at least 0, 1, 2 ... UNITS units."""
-        nothing: Choice = (0.0, ())
-        best = [nothing, *[(math.inf, nothing[1])] * UNITS]
-        for part_name, part in module.named_children():
-            inner = table(f"{name}.{part_name}" if name else part_name, part)
-            if math.isinf(inner[1][0]):
-                continue
-            merged = list(best)
-            for saved, (flops, chosen) in enumerate(best):
-                for more, (extra, others) in enumerate(inner):
-                    both = min(saved + more, UNITS)
-                    if flops + extra < merged[both][0]:
-                        merged[both] = flops + extra, chosen + others
-            best = merged
-        whole = _subtree(plain.ran, name)
-        if name in plain.ran and whole.held_bytes <= share * total:
-            units = min(int((whole.held_bytes - plain.ran[name].output_bytes) / unit), UNITS)
-            best = [
-                min(entry, (float(whole.flops), (name,))) if at <= units else entry for at, entry in enumerate(best)
-            ]
-        for at in range(UNITS - 1, 0, -1):  # what saves more, saves that as well
-            best[at] = min(best[at], best[at + 1])
-        return best
-
-    return list(table("", network)[UNITS][1])
-
-
-def _subtree(ran: dict[str, Ran], name: str) -> Ran:
-    inside = [part for path, part in ran.items() if not name or path == name or path.startswith(f"{name}.")]
-    return Ran(sum(part.held_bytes for part in inside), 0, sum(part.flops for part in inside))
 
 
 @contextmanager
