@@ -64,6 +64,8 @@ def start_run() -> None:
 def reject_unknown_ids(arguments: Sequence[str] | None = None) -> None:
     """Refuse a `--name value` whose first part is no id of the config files; MONAI would ignore it silently.
 
+    Values are checked as well, also those of a file that is laid over the first.
+
     Args:
         arguments: of the command line; None means those of a `monai.bundle run`, and nothing outside of one.
 
@@ -79,6 +81,7 @@ def reject_unknown_ids(arguments: Sequence[str] | None = None) -> None:
 
     given: dict[str, str] = {}
     names = []
+    laid_over: dict[str, dict[str, object]] = {}  # file -> its ids and values
     for i, argument in enumerate(arguments):
         if argument.startswith("--"):
             name, has_value, value = argument[2:].partition("=")
@@ -87,11 +90,19 @@ def reject_unknown_ids(arguments: Sequence[str] | None = None) -> None:
     if given.get("args_file"):
         from_file = ConfigParser.load_config_file(given["args_file"])
         names += from_file
+        laid_over[given["args_file"]] = from_file
         given.setdefault("config_file", str(from_file.get("config_file", "")))
     listed = given.get("config_file", "").strip("[]").replace("'", "").replace('"', "").split(",")
     files = [file.strip() for file in listed if file.strip()]
     with reading(", ".join(files), "content", "YAML or JSON of a workflow, in a file named so", (YAMLError,)):
         config = ConfigParser.load_config_files(files)
+        first = ConfigParser.load_config_files(files[:1])
+        laid_over |= {file: ConfigParser.load_config_file(file) for file in files[1:]}
+    for file, content in laid_over.items():
+        for name in first.keys() & content.keys():
+            over = content[name]
+            if isinstance(over, (bool, int, float, str)) and not str(over).startswith(("$", "@")):
+                check_value(name, str(over), first[name], file)
     for name in names:
         top = name.replace("#", "::").split("::")[0].lstrip("+%")
         if top not in config and top not in RUN_ARGUMENTS and top != "_meta_":
@@ -102,13 +113,14 @@ def reject_unknown_ids(arguments: Sequence[str] | None = None) -> None:
             check_value(name, given[name], config[name])
 
 
-def check_value(name: str, text: str, default: object) -> None:
+def check_value(name: str, text: str, default: object, item: str = "command line") -> None:
     """Refuse an override that is not of its default's kind, or outside its range; MONAI would fail later or never.
 
     Args:
         name: id of a knob.
         text: the value as typed.
         default: the config file's value.
+        item: where it stands.
 
     Raises:
         ValueError: names the id, the value and what it may be.
@@ -144,7 +156,7 @@ def check_value(name: str, text: str, default: object) -> None:
     else:
         return
     if not fits:
-        raise ValueError(bad_value("command line", f"--{name}", text, allowed))
+        raise ValueError(bad_value(item, f"--{name}" if item == "command line" else name, text, allowed))
 
 
 def show_errors_plainly() -> None:

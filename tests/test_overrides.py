@@ -96,6 +96,22 @@ def test_ids_of_the_arguments_file_are_checked_too(configs, tmp_path):
         reject_unknown_ids(given)
 
 
+@pytest.mark.parametrize("given_as", ["second config file", "arguments file"])
+def test_values_of_a_file_laid_over_a_config_are_checked_as_typed_ones(configs, tmp_path, given_as):
+    over = tmp_path / "over.yaml"
+    files = f"['{configs[0]}','{over}']" if given_as == "second config file" else configs[0]
+    given = ["run", "--config_file", files]
+    given += ["--args_file", str(over)] if given_as == "arguments file" else []
+    for text, said in (("learning_rate: -1", "-1"), ("learning_rate: 'false'", "false")):
+        over.write_text(f"{text}\n")
+        with pytest.raises(ValueError, match="learning_rate") as refused:
+            reject_unknown_ids(given)
+        assert_message(refused.value, over, "learning_rate", said, "a number")
+    for text in ("learning_rate: 0.2", "learning_rate: $0.1 * 2", "learning_rate: {_target_: float}"):
+        over.write_text(f"{text}\n")
+        reject_unknown_ids(given)
+
+
 def test_config_file_may_stand_in_the_arguments_file(configs, tmp_path):
     arguments = tmp_path / "arguments.yaml"
     arguments.write_text(f"config_file: {configs[0]}\nlearning_rate: 0.2\n")
