@@ -259,6 +259,15 @@ def test_split_by_patient_with_a_rare_class_splits_without_a_warning():
     assert sum(map(len, split_by_patient(items, 5, 0).values())) == 20
 
 
+def test_split_by_patient_with_too_few_of_a_class_says_how_many_folds_there_can_be():
+    items = [{IMAGE: str(p), PATIENT: f"P{p}", LABEL: p % 2} for p in range(6)]
+    with pytest.raises(ValueError) as refused:
+        split_by_patient(items, 5, 0)
+    assert_message(
+        refused.value, "num_folds is 5, needs at most the sequences of the largest class, 3. Pass --num_folds 3."
+    )
+
+
 def test_split_by_patient_with_only_rare_classes_is_refused_in_one_message():
     items = [{IMAGE: str(p), PATIENT: f"P{p}", LABEL: p} for p in range(6)]
     with pytest.raises(ValueError) as refused:

@@ -227,8 +227,11 @@ def split_by_patient(items: list[dict[str, Any]], num_folds: int, seed: int) -> 
                 "Patients are told apart by PatientID, else by the first folder, else by a column patient in --labels.",
             )
         )
-    if max(Counter(str(item[LABEL]) for item in items).values()) < num_folds:
-        raise ValueError(bad_value("datalist", "num_folds", num_folds, "at most the sequences of the largest class"))
+    largest = max(Counter(str(item[LABEL]) for item in items).values())
+    if largest < num_folds:
+        way_out = f"Pass --num_folds {largest}." if largest > 2 else "Give splits: a column split in --labels."
+        allowed = f"at most the sequences of the largest class, {largest}"
+        raise ValueError(bad_value("datalist", "num_folds", num_folds, allowed, way_out))
     strata = _common(["|".join(map(str, np.atleast_1d(item[LABEL]))) for item in items], num_folds)
     folds = StratifiedGroupKFold(num_folds, shuffle=True, random_state=seed).split(items, strata, patients)
     fold_of = {int(i): fold for fold, (_, held_out) in enumerate(folds) for i in held_out}

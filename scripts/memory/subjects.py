@@ -101,7 +101,9 @@ def _of_class(path: str, sizes: tuple[int, ...], options: dict[str, Any]) -> nn.
         raise ValueError(bad_value("plan", "network", path, "the path of a class", hint)) from error
     kind = getattr(module, name, None)
     if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
-        classes = [key for key, value in vars(module).items() if inspect.isclass(value)]
+        classes = [
+            key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, nn.Module)
+        ]
         near = ", ".join(difflib.get_close_matches(name, classes, 3, 0.3))
         raise ValueError(bad_value("plan", "network", path, "a class of networks", f"Near: {near}." if near else ""))
     known = inspect.signature(kind).parameters
@@ -111,7 +113,8 @@ def _of_class(path: str, sizes: tuple[int, ...], options: dict[str, Any]) -> nn.
         return kind(**given)
     except (TypeError, ValueError, AssertionError, RuntimeError, LookupError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise ValueError(bad_value(path, "options", given, "what it takes", f"It says: {reason}.")) from error
+        way_out = f"It says: {reason}. Give others: --options '{{name: value}}'."
+        raise ValueError(bad_value(path, "options", given, "what it takes", way_out)) from error
 
 
 def config_workload(

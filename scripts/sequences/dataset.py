@@ -60,6 +60,5 @@ def refuse_failures(failures: Sequence[dict[str, str]], total: int, what: str) -
     """
     if failures:
         lines = "\n".join(f"  {failure[ERROR]}" for failure in failures)
-        raise RunFailedError(
-            f"{what}: {len(failures)} of {total} exams could not be used; the others are done.\n{lines}"
-        )
+        others = "; the others are done" if len(failures) < total else ""
+        raise RunFailedError(f"{what}: {len(failures)} of {total} exams could not be used{others}.\n{lines}")
