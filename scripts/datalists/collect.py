@@ -20,6 +20,7 @@ from scripts.datalists.layouts import is_angioreport, read_angioreport
 from scripts.datalists.scan import DICOMDIR, find_sequences
 from scripts.errors import bad_value, printable
 from scripts.keys import CLASSES, IMAGE, LABEL, PATIENT, SOURCE, SPLITS, SYNTHETIC, TASK, TEST, TYPE
+from scripts.pages import counted
 from scripts.writing import write_file
 
 logger = logging.getLogger("angiography")
@@ -42,7 +43,7 @@ def write_datalist(path: Path, content: dict[str, Any]) -> None:
 
 
 def find_inputs(source: str | Path, dataset_dir: str | Path) -> list[dict[str, Any]]:
-    """Items to predict, from a datalist (.json), a folder of exams, a DICOMDIR, or one file.
+    """Items to predict, from a datalist (.json), a folder of exams, a DICOMDIR, or one file; tells how many, and where.
 
     Raises:
         FileNotFoundError, ValueError: nothing there, or nothing that is an exam.
@@ -57,6 +58,7 @@ def find_inputs(source: str | Path, dataset_dir: str | Path) -> list[dict[str, A
             found = f"{dataset_dir}, which holds none of its {len(items)} exams"
             needs, way_out = "the folder that its paths are relative to", "Give --dataset_dir."
             raise FileNotFoundError(bad_value(path, "dataset_dir", found, needs, way_out))
+        logger.info(f"input: {path}, {counted(len(items), 'exam')}")
         return items
     if path.is_file() and path.name.upper() != DICOMDIR:
         return [{IMAGE: path, SOURCE: path.name}]
@@ -74,6 +76,7 @@ def find_inputs(source: str | Path, dataset_dir: str | Path) -> list[dict[str, A
         image = item[IMAGE]
         item[SOURCE] = image if isinstance(image, str) else f"{image[0]} (+{len(image) - 1} files)"
         item[IMAGE] = root / image if isinstance(image, str) else [root / name for name in image]
+    logger.info(f"input: {path}, {counted(len(items), 'exam')}")
     return items
 
 

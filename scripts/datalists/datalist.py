@@ -46,10 +46,7 @@ def read_datalist(path: str | Path, dataset_dir: str | Path) -> dict[str, Any]:
         FileNotFoundError: no such file or folder.
         ValueError: not a datalist, or an item breaks the contract of docs/data_contract.md.
     """
-    path, root = Path(path), Path(dataset_dir)
-    if not path.is_file():
-        way_out = "Make one: python -m scripts datalist FOLDER"
-        raise FileNotFoundError(bad_value(path, "datalist", "absent", "an existing JSON file", way_out))
+    path, root = _existing(path), Path(dataset_dir)
     if not root.is_dir():
         raise FileNotFoundError(bad_value("configuration", "dataset_dir", root, "an existing folder"))
     content = read_json(path)
@@ -111,12 +108,19 @@ def read_task(path: str | Path, dataset_dir: str | Path) -> Task:
 
 def is_synthetic(path: str | Path) -> bool:
     """True if the list says that its exams were made by a program."""
-    return read_json(Path(path)).get(SYNTHETIC) is True
+    return read_json(_existing(path)).get(SYNTHETIC) is True
 
 
 def datalist_digest(path: str | Path) -> str:
     """SHA-256 (hex) of the datalist's bytes, for the record of a run."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return hashlib.sha256(_existing(path).read_bytes()).hexdigest()
+
+
+def _existing(path: str | Path) -> Path:
+    if not Path(path).is_file():
+        way_out = "Make one: python -m scripts datalist FOLDER"
+        raise FileNotFoundError(bad_value(path, "datalist", "absent", "an existing JSON file", way_out))
+    return Path(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
