@@ -128,7 +128,7 @@ def _written(plan: Plan, report: str | Path | None, fragment: str | Path | None)
     lines = []
     if fragment is not None and plan.best is not None:
         write_file(Path(fragment), f"# {plan.title}\n{plan.yaml}")
-        lines.append(f"written: {fragment}, to be given after configs/finetune.yaml")
+        lines.append(f"written: {fragment}" + ", to be given after configs/finetune.yaml" * plan.is_for_finetuning)
     if report is not None:
         from scripts.reports.plan_page import write_page
 

@@ -36,14 +36,15 @@ def pictures(page) -> list[str]:
     return re.findall(r"<svg.*?</svg>", page.read_text(), re.S)
 
 
-def test_page_holds_every_candidate_the_plan_and_its_yaml(plan, page):
+def test_page_holds_every_candidate_the_plan_and_what_applies_it(plan, page):
     text = page.read_text()
     assert plan.best is not None
     rows = re.findall(r'<tr[^>]*><th scope="row">[^<]*</th>((?:<td>[^<]*</td>)+)</tr>', text)
     cells = [re.findall(r"<td>([^<]*)</td>", row) for row in rows]
     assert [row[1:] for row in plan.rows] == cells[: len(plan.rows)]
     assert len(plan.rows) >= 6
-    assert plan.yaml.strip().replace("'", "&#39;") in text
+    assert plan.code.replace("'", "&#39;") in text
+    assert "finetune.yaml" not in text and plan.use in text  # which trains no such network
     assert HOSTILE not in text
     assert "&lt;script&gt;" in text
     assert not list(page.parent.glob("*.tmp"))

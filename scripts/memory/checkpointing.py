@@ -75,9 +75,9 @@ def checked(strategy: str | Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: an unknown kind or option, or a value out of range.
     """
-    given = {"kind": strategy} if isinstance(strategy, str) else dict(strategy)
+    given = dict(strategy) if isinstance(strategy, Mapping) else {"kind": strategy}
     kind = given.get("kind", "none")
-    if kind not in _OPTIONS:
+    if not isinstance(kind, str) or kind not in _OPTIONS:
         raise ValueError(bad_value("strategy", "kind", kind, f"one of {', '.join(_OPTIONS)}", _nearest(kind, _OPTIONS)))
     options = _OPTIONS[kind]
     for name in given.keys() - options.keys() - {"kind"}:

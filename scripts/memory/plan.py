@@ -10,10 +10,13 @@ from scripts.memory import budget as budgets
 from scripts.memory.search import NONE, Candidate, Workload, search, whole_batch
 from scripts.memory.storages import CAUSES
 from scripts.memory.subjects import Subject
+from scripts.networks.classifier import SequenceClassifier
 from scripts.pages import counted
 
 COLUMNS = ("what is computed again", "micro-batch", "peak GB", "extra FLOPs", "")
-USE = "For configs/finetune.yaml; in your own code scripts.memory.checkpointing.apply(network, checkpointing)"
+IN_CODE = """from scripts.memory import checkpointing
+
+checkpointing.apply(network, {strategy})"""
 ORDINALS = {2: "2nd", 3: "3rd"}
 
 
@@ -113,13 +116,32 @@ class Plan:
             modules = [f"{name} {size / 1e6:,.0f}" for name, size in list(best.measurement.by_module.items())[:3]]
             lines = [f"At the peak, in MB: {', '.join(causes)}.", f"Most of it by module, in MB: {', '.join(modules)}."]
             lines += self.assumptions
-        return [*lines, "", f"{USE}:", "", self.yaml]
+        return [*lines, "", self.use, "", self.yaml if self.is_for_finetuning else self.code]
 
     @property
     def assumptions(self) -> list[str]:
         """What is stated rather than simulated, as sentences."""
         assumed = self.plain.measurement.assumed if self.plain.measurement is not None else ()
         return [f"{sentence[0].upper()}{sentence[1:]}." for sentence in assumed]
+
+    @property
+    def is_for_finetuning(self) -> bool:
+        """Whether finetune.yaml can train the network: an encoder with a head."""
+        return isinstance(self.workload.make_network(), SequenceClassifier)
+
+    @property
+    def use(self) -> str:
+        """What to do with the knobs or the code that follow."""
+        if self.is_for_finetuning:
+            return "To be given to configs/finetune.yaml:"
+        steps = self.knobs["accumulation_steps"]
+        sizes = f"batches of {self.knobs['batch_size']}, the gradients of {steps} added up, and " if steps > 1 else ""
+        return f"In your own training, {sizes}before its first step:"
+
+    @property
+    def code(self) -> str:
+        """The lines that make a network run so."""
+        return IN_CODE.format(strategy=self.knobs["checkpointing"])
 
     @property
     def yaml(self) -> str:

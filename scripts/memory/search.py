@@ -84,7 +84,8 @@ class Searcher:
         self.candidates: list[Candidate] = []
         splittable = workload.splittable and not couples_batch(network)
         batch = workload.batch_size
-        self.accumulations = [n for n in range(1, batch + 1) if batch % n == 0] if splittable else [1]
+        small = [n for n in range(1, math.isqrt(batch) + 1) if batch % n == 0]
+        self.accumulations = sorted({*small, *(batch // n for n in small)}) if splittable else [1]
 
     @functools.cached_property
     def plain(self) -> Measurement:

@@ -72,7 +72,11 @@ def named_workload(network: str, shape: Any, options: dict[str, Any] | None = No
         if len(sizes) != 5 + volumes or sizes[2] != (1 if volumes else 3):
             allowed = "B,T,1,D,H,W for an encoder of volumes" if volumes else "B,T,3,H,W for a timm backbone"
             raise ValueError(bad_value("plan", "shape", shape, allowed))
-        encoder = make_encoder(network, **(options or {}))
+        try:
+            encoder = make_encoder(network, **(options or {}))
+        except TypeError as error:
+            allowed = "pooling or layers, arguments of the encoder"
+            raise ValueError(bad_value(f"encoder {network}", "options", options, allowed)) from error
         head = make_head("gru", encoder.num_features, len(NOMINAL["classes"]))
         made: nn.Module = SequenceClassifier(encoder, head, chunk_frames=MOST_VALUES)  # all at once, whatever the batch
     else:
@@ -155,12 +159,19 @@ def config_workload(
     parser.update(dict(overrides or {}))
     assumed = _fill_in(parser)
     network = parser.get_parsed_content("network_def")
-    batch, frames, pixels = (int(parser.get_parsed_content(n)) for n in ("batch_size", "max_frames", "image_size"))
-    steps = int(parser.get_parsed_content("accumulation_steps")) if "accumulation_steps" in parser.get() else 1
+    batch, frames, pixels = (_whole(parser, name) for name in ("batch_size", "max_frames", "image_size"))
+    steps = _whole(parser, "accumulation_steps") if "accumulation_steps" in parser.get() else 1
     ours = isinstance(network, SequenceClassifier)
     image = network.encoder.input_shape(pixels) if ours else (3, pixels, pixels)
     workload = Workload(lambda: network, (frames, *image), batch * steps, **settings)
     return Subject(", ".join(Path(file).name for file in files), workload, assumed)
+
+
+def _whole(parser: Any, name: str) -> int:
+    value = parser.get_parsed_content(name)
+    if type(value) is not int or not 1 <= value <= LONGEST:
+        raise ValueError(bad_value("plan", name, value, f"a whole number from 1 to {LONGEST}"))
+    return value
 
 
 def _fill_in(parser: Any) -> str:

@@ -1,5 +1,6 @@
 """The model card file: what a `model.pt` is and what its input must look like, as JSON beside it."""
 
+import io
 import json
 import logging
 from pathlib import Path
@@ -68,7 +69,7 @@ def read_card(model_path: str | Path) -> dict[str, Any]:
         return dict(NOMINAL)
     try:
         card = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(bad_value(path, "content", f"not JSON ({error})", "a card written by train.yaml")) from error
     lacking = sorted(NOMINAL.keys() - card.keys()) if isinstance(card, dict) else sorted(NOMINAL)
     if lacking:
@@ -103,11 +104,9 @@ def save_model(
     head.load_state_dict(read_state(head_path))
     card = {**card, "temperature": float(head.temperature)}  # type: ignore[arg-type]
     state = SequenceClassifier(encoder, head).state_dict()
-    path = Path(model_path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(path.name + ".tmp")
-    torch.save({name: tensor.cpu() for name, tensor in state.items()}, scratch)
-    scratch.replace(path)
+    path, stream = Path(model_path), io.BytesIO()
+    torch.save({name: tensor.cpu() for name, tensor in state.items()}, stream)
+    write_file(path, stream.getvalue())
     write_file(card_path(path), json.dumps(card, indent=1, sort_keys=True) + "\n")
     logger.info(f"model: {path}, its card: {card_path(path).name}")
     return path

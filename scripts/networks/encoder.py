@@ -3,6 +3,7 @@
 `make_encoder` makes it, or for the name of a network of MONAI the encoder of volumes.
 """
 
+import copy
 import difflib
 
 import timm
@@ -88,6 +89,8 @@ Encoder = FrameEncoder | VolumeEncoder
 
 def make_encoder(name: str, pooling: str = "avg", layers: int = 1) -> Encoder:
     """The encoder of frames by its name in timm, or of volumes by its path in MONAI; arguments as of both."""
+    if not isinstance(name, str):
+        raise ValueError(bad_value("encoder", "encoder_name", name, "the name of a timm model"))
     return (VolumeEncoder if encodes_volumes(name) else FrameEncoder)(name, pooling, layers)
 
 
@@ -141,14 +144,10 @@ def check_image_size(encoder: Encoder, image_size: int) -> None:
         way_out = f"Use {max(round(image_size / step), 1) * step}." if whole else ""
         allowed = f"a positive multiple of its patch size, {step} pixels"
         raise ValueError(bad_value(f"encoder {encoder.name}", "image_size", image_size, allowed, way_out))
-    parameter = next(encoder.parameters())
-    frame = torch.zeros(1, 3, image_size, image_size, device=parameter.device, dtype=parameter.dtype)
-    training = encoder.training
+    shapes = copy.deepcopy(encoder).to("meta").eval()  # computes none: a size typed too large would take minutes
     try:
-        encoder.eval()(frame)
+        shapes(torch.zeros(1, 3, image_size, image_size, device="meta"))
     except (AssertionError, RuntimeError, ValueError) as error:
         own = encoder.backbone.pretrained_cfg["input_size"][-1]  # type: ignore[index]
         allowed = f"a size this family can take, such as its own, {own}"
         raise ValueError(bad_value(f"encoder {encoder.name}", "image_size", image_size, allowed)) from error
-    finally:
-        encoder.train(training)

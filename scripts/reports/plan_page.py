@@ -54,7 +54,7 @@ def write_page(path: Path, plan: Plan) -> Path:
         rows=plan.rows,
         by_cause=[(_label(plan, found), _megabytes(found), found is plan.best) for found in shown],
         pictures={name: Markup(svg) for name, svg in pictures.items()},
-        knobs="" if plan.best is None else plan.yaml,
+        knobs="" if plan.best is None else plan.yaml if plan.is_for_finetuning else plan.code,
     )
     write_file(path, page)
     return path
@@ -127,11 +127,12 @@ def course(plan: Plan, shown: Sequence[Candidate]) -> str:
     lines = [plan.plain] if plan.best is None or plan.best is plan.plain else [plan.plain, plan.best]
     lines = [found for found in lines if found in shown]
     figure, panels = new_pictures(0.9 + 1.9 * len(lines), [1] * len(lines))
+    highest = max(found.peak_bytes for found in lines) / 1e9
+    top = 1.3 * max(highest, plan.free_bytes / 1e9 if plan.free_bytes / 1e9 < 2 * highest else 0)  # alike, to compare
     for panel, found in zip(panels, lines, strict=True):
         across, alive, phases = over_the_step(found.measurement)  # type: ignore[arg-type]
         panel.fill_between(across, alive, color=COLOURS[5], alpha=0.45, linewidth=0)
         panel.plot(across, alive, color=COLOURS[0], linewidth=1.2)
-        top = 1.3 * max(*alive, plan.free_bytes / 1e9 if plan.free_bytes / 1e9 < 2 * max(alive) else 0)
         for start, stop, phase in phases:
             panel.axvline(start, color=GREY, linewidth=0.8, linestyle=":") if start else None
             if stop - start > 14:
@@ -174,8 +175,7 @@ def _shown(plan: Plan) -> list[Candidate]:
 
 
 def _label(plan: Plan, found: Candidate) -> str:
-    name = "nothing again" if found.strategy["kind"] == "none" else in_words(found.strategy)
-    name = "plain" if found is plan.plain else name
+    name = "plain" if found is plan.plain else in_words(found.strategy)
     return f"{name}, {plan.micro_batch(found)}{' (the plan)' if found is plan.best else ''}"
 
 

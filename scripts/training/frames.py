@@ -147,7 +147,8 @@ def most_frames(datasets: Sequence[FrameDataset], frame_choice: str, max_frames:
     """T of the longest sequence that the datasets can give: `all` has no limit, nor have frames that the list names."""
     items = [item for dataset in datasets for item in dataset.data]
     limit = max_frames if frame_choice != ALL_FRAMES else max(item[NUM_FRAMES] for item in items)
-    return max(len(item[FRAMES]) if item.get(FRAMES) else min(item[NUM_FRAMES], limit) for item in items)
+    wanted = (len(item[FRAMES]) if item.get(FRAMES) else limit for item in items)
+    return max(min(item[NUM_FRAMES], frames) for item, frames in zip(items, wanted, strict=True))
 
 
 def report_unreadable(datasets: Sequence[FrameDataset]) -> None:
