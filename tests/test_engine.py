@@ -11,6 +11,7 @@ from scripts.features.batching import collate_sequences
 from scripts.keys import FEATURES, FRAME_TIMES, IMAGE, LABEL, LENGTHS, SOURCE
 from scripts.networks.heads import make_head
 from scripts.training.engine import (
+    check_processes,
     fit_scale,
     is_better,
     likelihood_metric,
@@ -20,6 +21,7 @@ from scripts.training.engine import (
     stop_processes,
 )
 from scripts.training.losses import likelihood
+from tests.conftest import assert_message
 
 CPU = torch.device("cpu")
 K = 2
@@ -142,6 +144,14 @@ def test_processes_without_torchrun_are_refused_and_stopping_none_does_nothing(m
         start_processes()
     stop_processes()
     assert not torch.distributed.is_initialized()
+
+
+@pytest.mark.parametrize(("rank", "world_size", "name"), [(0, 2, "world_size"), (3, 1, "rank"), (-1, 1, "rank")])
+def test_processes_that_nobody_started_are_refused(rank, world_size, name):
+    check_processes(0, 1)
+    with pytest.raises(ValueError) as refused:
+        check_processes(rank, world_size)
+    assert_message(refused.value, f"configuration: {name} is", "torchrun")
 
 
 def test_device_is_this_ranks_own_gpu_and_the_cpu_without_one(monkeypatch):

@@ -67,6 +67,20 @@ def start_processes() -> int:
     return dist.get_world_size()
 
 
+def check_processes(rank: int, world_size: int) -> None:
+    """Refuse numbers given by hand: a process alone would train on its part of the list, or write nothing.
+
+    Raises:
+        ValueError: there are not so many processes, or none of that rank.
+    """
+    started = dist.get_world_size() if dist.is_initialized() else 1
+    for name, value, fits in (("world_size", world_size, world_size == started), ("rank", rank, 0 <= rank < started)):
+        if not fits:
+            way_out = "Several are started by torchrun, with configs/multi_gpu_train.yaml."
+            allowed = f"that of the {started} that run" if name == "rank" else f"{started}, as many as run"
+            raise ValueError(bad_value("configuration", name, value, allowed, way_out))
+
+
 def stop_processes() -> None:
     """Leave the process group, all together: gloo aborts a process whose peer goes first (torch 2.15)."""
     if dist.is_initialized():
