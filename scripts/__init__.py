@@ -69,6 +69,7 @@ Imports point from the end of this list to its beginning, never back.
       card         model.pt, model.json <-> network
 
     memory/        network -> bytes of a step, how to need fewer
+      fakes        operators on fake tensors -> their results, each worked out once
       cuda         fake CPU tensors -> the operators and sizes that CUDA would have
       storages     operators of a step -> storages alive after each, by cause and module; FLOPs
       steps        network, inputs -> one training or inference step

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
-    FakeTensorMode,
     UnsupportedOperatorException,
 )
 from torch.utils._pytree import tree_iter
 
 from scripts.errors import bad_value
 from scripts.memory import checkpointing, cuda, steps
+from scripts.memory.fakes import RememberingFakeMode
 from scripts.memory.storages import Measurement, StorageLog
 
 DEVICE_TYPES = ("cuda", "cpu")
@@ -128,7 +128,7 @@ def _faked(network: nn.Module, device_type: str) -> Iterator[nn.Module]:
     """A copy of the network with fake weights, where operators make fake tensors; the network itself stays."""
     if device_type not in DEVICE_TYPES:
         raise ValueError(bad_value("memory", "device_type", device_type, f"one of {', '.join(DEVICE_TYPES)}"))
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = RememberingFakeMode()
     memo: dict[int, Any] = {}
     with mode:
         for tensor in (*network.parameters(), *network.buffers()):
