@@ -157,7 +157,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit status 1 if a bar is missed")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", "parsing config_file", UserWarning)  # MONAI 1.6.1: configs run code
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(Path(folder), given.quick)
