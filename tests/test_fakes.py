@@ -19,6 +19,8 @@ CALLS = {
     "contiguous": lambda x, y: y.t().contiguous(),
     "all at once": lambda x, y: torch._foreach_mul([x, y], [y, x])[1],
     "nothing returned": lambda x, y: (torch._foreach_add_([x, y], 1.0), x)[1],
+    "of other units": lambda x, y: x[1:].view(torch.int16),
+    "where it is told": lambda x, y: x[1:].as_strided((2, 2), (1, 2), 3),
     "made": lambda x, y: torch.empty_like(x.t()),
 }
 
@@ -52,6 +54,18 @@ def test_a_remembered_view_lies_in_its_own_argument_and_a_result_in_place_is_the
             assert y.t().untyped_storage()._cdata == y.untyped_storage()._cdata
             assert (x + 1).untyped_storage()._cdata != x.untyped_storage()._cdata
             assert x.mul_(y) is x
+
+
+def test_a_remembered_view_of_another_place_lies_there():
+    with RememberingFakeMode() as mode:
+        rows = torch.empty(4, 6)
+        offsets = [row.view(2, 3)[1].storage_offset() for row in rows]
+        known = len(mode.known)
+        later = [row.view(2, 3)[1].storage_offset() for row in torch.empty(4, 6)]
+        told = [row.as_strided((2,), (1,), 5).storage_offset() for row in rows]
+    assert offsets == later == [3, 9, 15, 21]
+    assert told == [5] * 4
+    assert len(mode.known) == known + 4
 
 
 def test_what_is_remembered_is_not_worked_out_again(monkeypatch):

@@ -5,6 +5,7 @@ keys so thorough that making one takes most of a simulation. Here there are no s
 a short key will do.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ class _Made(NamedTuple):
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
-    offset: int
+    offset: int  # in a storage of its own, or from the beginning of that argument
     dtype: torch.dtype
     device: torch.device
     base: int  # which of the tensors among the arguments it is a view of; -1: of none
@@ -51,7 +52,11 @@ class RememberingFakeMode(FakeTensorMode):
         kwargs = kwargs or {}
         tensors: list[FakeTensor] = []
         try:
-            geometry = _geometry(args, tensors), _geometry(tuple(kwargs.items()), tensors) if kwargs else None
+            geometry = _geometry(args, tensors)
+            if kwargs:
+                geometry = *geometry, _geometry(tuple(kwargs.items()), tensors)
+            if _places_itself(func):
+                geometry = *geometry, *[tensor.storage_offset() for tensor in tensors]
             key = func, torch.is_inference_mode_enabled(), torch.get_default_dtype(), geometry
             known = self.known.get(key, _MISSING)
         except (_ValuesError, TypeError):  # a tensor with values, or an argument without a hash
@@ -74,7 +79,8 @@ class RememberingFakeMode(FakeTensorMode):
             tensor = torch.empty_strided(shape, stride, dtype=dtype, device="meta")
         else:
             tensor = torch.empty_strided((), (), dtype=dtype, device="meta")
-            tensor.set_(tensors[base].untyped_storage(), offset, shape, stride)
+            argument = tensors[base]
+            tensor.set_(argument.untyped_storage(), argument.storage_offset() + offset, shape, stride)
         return FakeTensor(self, tensor, device)
 
     def _remembered(self, func: Any, result: Any, tensors: list[FakeTensor]) -> _Known | None:
@@ -95,14 +101,17 @@ class RememberingFakeMode(FakeTensorMode):
             if storages.count(storage) > 1:
                 return None  # other arguments of that geometry may not share it
             base = storages.index(storage) if storage in storages else -1
-            shape, offset = tuple(tensor.shape), int(tensor.storage_offset())
-            made = _Made(shape, tensor.stride(), offset, tensor.dtype, tensor.fake_device, base)
-            if _geometry((self._make(made, tensors),), []) != _geometry((tensor,), []):
+            if base >= len(tensors):
+                return None  # results that share a storage of their own
+            if base >= 0 and tensors[base].dtype != tensor.dtype:
+                return None  # its place in the storage is counted in other units
+            offset = int(tensor.storage_offset()) - (int(tensors[base].storage_offset()) if base >= 0 else 0)
+            made = _Made(tuple(tensor.shape), tensor.stride(), offset, tensor.dtype, tensor.fake_device, base)
+            again = self._make(made, tensors)
+            if _geometry((again,), []) != _geometry((tensor,), []) or again.storage_offset() != tensor.storage_offset():
                 return None
             results.append(made)
             storages.append(storage)
-        if any(isinstance(made, _Made) and made.base >= len(tensors) for made in results):
-            return None  # results that share a storage of their own
         return _Known(tuple(results), container)
 
 
@@ -111,6 +120,12 @@ class _ValuesError(Exception):
 
 
 _MISSING: Any = object()
+
+
+@functools.cache
+def _places_itself(func: Any) -> bool:
+    """Whether an operator is told where in a storage its result begins; all others begin where an argument does."""
+    return any(argument.name == "storage_offset" for argument in func._schema.arguments)
 
 
 def _geometry(values: Sequence[Any], tensors: list[FakeTensor]) -> tuple[Any, ...]:
@@ -127,8 +142,8 @@ def _geometry(values: Sequence[Any], tensors: list[FakeTensor]) -> tuple[Any, ..
                 raise _ValuesError
             tensors.append(value)
             keys = torch._C._dispatch_keys(value).raw_repr()
-            place = value.shape, value.stride(), value.storage_offset(), value.untyped_storage().nbytes()
-            found += (*place, value.dtype, keys, value.requires_grad)
+            size = value.untyped_storage().nbytes()
+            found += (value.shape, value.stride(), size, value.dtype, keys, value.requires_grad)
         elif kind is list or kind is tuple:
             found += (kind, _geometry(value, tensors))
         elif isinstance(value, Tensor):

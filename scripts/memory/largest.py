@@ -16,7 +16,7 @@ STEPS = {"batch": 1, "frames": 1, "image": 32, "volume": 32}  # what can be made
 SIDES = {"batch": 0, "frames": 0, "image": 2, "volume": 3}  # last numbers of a shape that grow alike
 DIMENSIONS = {"frames": (4, 5), "image": (3, 4), "volume": (4,)}  # of a sample that has such a size
 LARGEST = 2**16  # of any of them that is tried
-BOLD = 16  # times the largest known to fit, the most that is tried next: the foretold may be wild
+BOLD = 64  # times the largest known to fit, the most that is tried next: the foretold may be wild
 PATIENCE = 6  # sizes tried before the interval is halved instead
 
 
