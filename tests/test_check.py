@@ -217,7 +217,7 @@ PLANTED: dict[str, tuple[Any, list[tuple[str, str, list[str]]]]] = {
         set_entry("training", 0, frames=[0, 4]),
         [("frames", "training[0]", ["[0, 4]", "below 4"])],
     ),
-    "frames out of order": (set_entry("training", 0, frames=[2, 1]), [("frames", "training[0]", ["ascending"])]),
+    "frames out of order": (set_entry("training", 0, frames=[2, 1]), [("contract", "training[0]", ["ascending"])]),
     "frames that are no numbers": (set_entry("training", 0, frames="all"), [("contract", "training[0]", ["frames"])]),
     "times of another length": (
         set_entry("training", 0, frame_times_ms=[0, 1, 2]),
