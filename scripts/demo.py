@@ -9,7 +9,6 @@ from pathlib import Path
 
 from scripts.datalists.collect import make_datalist
 from scripts.errors import bad_value
-from scripts.networks.card import card_path, read_card
 from scripts.networks.weights import fetch
 from scripts.sequences.phantom import CLASSES, write_exams
 
@@ -23,44 +22,34 @@ def run_demo(output_dir: str, num_patients: int, seed: int) -> None:
     """Make exams, cache their features, train, evaluate beside controls, predict; print each command.
 
     Raises:
-        ValueError: models/model.pt is there and was not trained on synthetic exams.
         OSError: the encoder weights cannot be had.
         RuntimeError: a command failed; its own message stands above.
     """
     start = time.monotonic()
-    out, models = Path(output_dir).resolve(), BUNDLE_ROOT / "models"
-    model_path, data = models / "model.pt", out / "data"
-    if card_path(model_path).is_file() and not read_card(model_path).get("synthetic"):
-        raise ValueError(
-            bad_value(
-                model_path,
-                "content",
-                "a model of real exams",
-                "none, or one of a demo",
-                "Move it away first.",
-            )
-        )
+    out, data = Path(output_dir).resolve(), Path(output_dir).resolve() / "data"
+    model_path = out / "models" / "model.pt"  # beside what a user trained, which stays
     print("1. Synthetic exams, as DICOM")
     labels = write_exams(data, KIND, num_patients, seed)
     print(make_datalist(data, labels, classes=CLASSES[KIND], seed=seed))
 
     print(f"\n2. Encoder weights: {ENCODER_WEIGHTS}")
-    path, digest = fetch(ENCODER_WEIGHTS, models)
+    path, digest = fetch(ENCODER_WEIGHTS, BUNDLE_ROOT / "models")
     print(f"{path}, digest {digest[:16]}")
 
     places = ["--dataset_dir", str(data), "--output_dir", str(out / "output")]
+    model = ["--model_path", str(model_path)]
     print("\n3. Every frame through the frozen encoder, once")
     _workflow("cache_features.yaml", [*places, "--image_size", str(IMAGE_SIZE)])
     print("\n   and once through one with random weights, for comparison")
     untrained = ["--encoder_weights", "random:0", "--features_dir", str(out / "output" / "features_untrained")]
     _workflow("cache_features.yaml", [*places, "--image_size", str(IMAGE_SIZE), *untrained])
     print("\n4. The temporal head on the stored features")
-    _workflow("train.yaml", [*places, "--seed", str(seed)])
+    _workflow("train.yaml", [*places, *model, "--seed", str(seed)])
     print("\n5. Held-out patients, beside the controls (synthetic)")
-    _workflow("evaluate.yaml", places)
+    _workflow("evaluate.yaml", [*places, *model])
     print("\n6. Predictions for one patient's exams, straight from DICOM")
     patient = sorted((data / "exams").iterdir())[0]
-    _workflow("inference.yaml", ["--input", str(patient), "--output_dir", str(out / "output")])
+    _workflow("inference.yaml", ["--input", str(patient), "--output_dir", str(out / "output"), *model])
     print(f"\nDone in {time.monotonic() - start:.0f} s. All numbers are of synthetic exams.")
     found = out / "output"
     print(f"report:      {found / 'evaluation' / 'report.html'}\npredictions: {found / 'predictions.csv'}")

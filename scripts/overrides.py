@@ -170,7 +170,8 @@ def show_errors_plainly() -> None:
 
 def _show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if isinstance(error, KeyboardInterrupt):
-        print("stopped: what is written is whole; the same command goes on, a training with --resume True", file=sys.stderr)
+        said = "stopped: what is written is whole; the same command goes on, a training with --resume True"
+        print(said, file=sys.stderr)
         return
     ours = our_error(error)
     if ours is None or os.environ.get("ANGIOGRAPHY_TRACEBACK"):

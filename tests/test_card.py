@@ -50,11 +50,13 @@ def test_model_file_is_a_pure_state_dict_with_its_card_beside_it_and_nothing_els
     assert read_card(path) == CARD | {"temperature": 1.0}
 
 
-def test_saving_again_replaces_model_and_card(saved, tmp_path):
+def test_saving_again_replaces_model_and_card_and_says_what_was_there(saved, tmp_path, caplog):
     path, _ = saved
     head = parts()[1]
     torch.save(head.state_dict(), tmp_path / "next.pt")
-    save_model(path, parts(seed=3)[0], parts()[1], tmp_path / "next.pt", {**CARD, "classes": ["c", "d"]})
+    with caplog.at_level("INFO", "angiography"):
+        save_model(path, parts(seed=3)[0], parts()[1], tmp_path / "next.pt", {**CARD, "classes": ["c", "d"]})
+    assert caplog.messages[0] == f"model: {path} replaces a model of multiclass: a, b"
     assert read_card(path)["classes"] == ["c", "d"]
     torch.testing.assert_close(read_state(path)["head.project.weight"], head.project.weight.data, rtol=0, atol=0)
 

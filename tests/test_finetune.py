@@ -88,8 +88,10 @@ def test_with_all_frozen_and_no_augmentation_the_logits_are_those_of_the_cached_
     assert not any(weight.requires_grad for weight in part("network_def").encoder.parameters())
 
 
-def test_finetuning_leaves_a_model_that_inference_takes_as_it_is(places, tmp_path):
+def test_finetuning_leaves_a_model_that_inference_takes_as_it_is(places, tmp_path, caplog):
+    caplog.set_level("INFO", "angiography")
     run("finetune", **options(places, tmp_path))
+    assert f"starts from {places['start_from']}, a model of multiclass: {', '.join(CLASSES['ffa_leak'])}" in caplog.text
     card, before = read_card(tmp_path / "model.pt"), read_card(places["start_from"])
     record = json.loads((tmp_path / "run.json").read_text())
     assert record["workflow"] == "finetune" and len(record["history"]) == 3

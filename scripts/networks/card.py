@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scripts.errors import bad_value
+from scripts.errors import bad_value, printable
 from scripts.keys import TASK_TYPES
 from scripts.networks.classifier import SequenceClassifier
 from scripts.networks.encoder import Encoder
@@ -82,6 +82,15 @@ def read_card(model_path: str | Path) -> dict[str, Any]:
     return card
 
 
+def in_words(model_path: str | Path) -> str:
+    """What a model file decides between, as its card has it, for a log."""
+    try:
+        card = read_card(model_path)
+    except ValueError:
+        return "a model without a card that can be read"
+    return printable(f"a model of {card['task_type']}: {', '.join(card['classes'])}")
+
+
 def save_model(
     model_path: str | Path,
     encoder: Encoder,
@@ -105,6 +114,8 @@ def save_model(
     card = {**card, "temperature": float(head.temperature)}  # type: ignore[arg-type]
     state = SequenceClassifier(encoder, head).state_dict()
     path, stream = Path(model_path), io.BytesIO()
+    if path.is_file():
+        logger.info(f"model: {path} replaces {in_words(path)}")
     torch.save({name: tensor.cpu() for name, tensor in state.items()}, stream)
     write_file(path, stream.getvalue())
     write_file(card_path(path), json.dumps(card, indent=1, sort_keys=True) + "\n")

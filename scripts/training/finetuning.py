@@ -19,7 +19,7 @@ from scripts.datalists.items import Task
 from scripts.errors import bad_value
 from scripts.features.batching import feature_scale
 from scripts.memory.blocks import couples_batch
-from scripts.networks.card import NOMINAL, load_model, read_card, require_model, save_model
+from scripts.networks.card import NOMINAL, in_words, load_model, read_card, require_model, save_model
 from scripts.networks.classifier import SequenceClassifier
 from scripts.networks.encoder import Encoder, make_encoder
 from scripts.networks.heads import make_head
@@ -119,6 +119,7 @@ def load_start(
     plain = without_adapters(network)
     if start_from == SCRATCH:
         load_into(plain.encoder, encoder_weights, models_dir)
+        logger.info(f"starts from {SCRATCH}: an encoder with the weights {encoder_weights}, a new head")
     else:
         card = starting_card(start_from)
         if (card["task_type"], tuple(card["classes"])) != (task.type, tuple(task.classes)):
@@ -126,6 +127,7 @@ def load_start(
             allowed = f"{task.type}: {', '.join(task.classes)}, as the datalist has them"
             raise ValueError(bad_value(start_from, "task", found, allowed, "Pass --start_from scratch."))
         load_model(plain, require_model(start_from))
+        logger.info(f"starts from {start_from}, {in_words(start_from)}")
         plain.head.set_temperature(1.0)  # type: ignore[operator]
         if began and card.get("start_digest") == began.get("start_digest"):  # its own result, not another start
             return card["start_digest"]

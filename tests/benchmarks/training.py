@@ -133,7 +133,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="exit 1 when a bar is missed")
     options = parser.parse_args()
     training, validation, repeats = (2_000, 200, 3) if options.quick else (10_000, 1_000, 5)
-    logging.disable(logging.INFO)
+    logging.disable(logging.WARNING)
     rows, figures = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
