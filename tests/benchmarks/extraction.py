@@ -98,7 +98,7 @@ def against_bare_encoder(folder: Path, quick: bool) -> list[Figure]:
         frames = torch.cat([preprocessing(dict(item))[IMAGE] for item in items])  # (N, 3, H, W)
         whole = caching(items, preprocessing, encoder, fingerprint, folder)
         pair = timed_pairs(
-            lambda f=frames: [engine(batch) for batch in f.split(BATCH_FRAMES)], whole, 2 if quick else 5
+            lambda f=frames: [engine(batch) for batch in f.split(BATCH_FRAMES)], whole, 2 if quick else 7
         )
         rates = (f"{len(frames) / taken:.1f}" for taken in (pair.first_s, pair.second_s))
         rows.append((name, *rates, f"{pair.ratio:.3f}"))
