@@ -6,7 +6,7 @@ from typing import Any
 
 from scripts.errors import bad_value
 from scripts.memory import budget as budgets
-from scripts.memory.largest import sizes_of
+from scripts.memory.largest import LARGEST, SIMULATED, sizes_of
 from scripts.memory.plan import Plan, make_plan, table
 from scripts.memory.subjects import Subject, config_workload, named_workload
 from scripts.memory.tables import STRATEGIES, TABLES
@@ -115,12 +115,15 @@ def _refuse_beside(flag: str, others: Mapping[str, Any]) -> None:
 
 def _largest(subject: Subject, what: str, free: int) -> tuple[str, bool]:
     with sizes_of(subject.workload, what) as sizes:
-        rows = [[name, str(sizes.largest(strategy, free))] for name, strategy in STRATEGIES.items()]
+        found = {name: sizes.largest(strategy, free) for name, strategy in STRATEGIES.items()}
         step = sizes.step
     about = [f"{subject.name}: the largest {what} that fits, simulated; {step} more does not.", subject.assumed]
+    if what == "frames" and max(found.values()) > SIMULATED:
+        about.append(f"Beyond {SIMULATED} frames it is read off the line through {SIMULATED // 2} and {SIMULATED}.")
     about.append(f"A step may hold {free / 1e9:.2f} GB: {budgets.WHY}.")
+    rows = [[name, f"{size}{' or more' * (size > LARGEST - step)}"] for name, size in found.items()]
     lines = [*filter(None, about), "", *table(("what is computed again", f"largest {what}"), rows)]
-    return "\n".join(lines), any(row[1] != "0" for row in rows)
+    return "\n".join(lines), any(found.values())
 
 
 def _written(plan: Plan, report: str | Path | None, fragment: str | Path | None) -> list[str]:

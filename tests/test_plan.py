@@ -10,13 +10,14 @@ from monai.networks import nets
 from torch import nn
 
 from scripts.__main__ import main
-from scripts.memory import checkpointing
+from scripts.memory import checkpointing, largest
+from scripts.memory import search as searches
 from scripts.memory.budget import CARDS_GB, CONTEXT_BYTES, card_bytes, free_bytes, read_budget
 from scripts.memory.knapsack import cheapest_modules
 from scripts.memory.largest import sizes_of
 from scripts.memory.measure import simulate_training_step
 from scripts.memory.plan import Plan, make_plan
-from scripts.memory.search import NONE, Workload, search, searching, whole_batch
+from scripts.memory.search import NONE, Workload, plain_batch, search, searching, whole_batch
 from scripts.memory.subjects import config_workload, named_workload
 from scripts.memory.tables import CARDS_GB as CARDS
 from scripts.memory.tables import HARDWARE, SCENARIOS, STRATEGIES, TABLES
@@ -155,6 +156,30 @@ def test_the_largest_input_fits_and_the_next_does_not(what, step):
         assert size % step == 0
         assert peak(size) <= free < peak(size + step)
     assert len(set(found.values())) == 2
+
+
+def test_a_large_plain_batch_is_read_off_the_line_through_smaller_ones(monkeypatch):
+    workload = named_workload("test_vit", (16, 4, 3, 64, 64))
+    plain = whole_batch(workload, {"kind": "none"})
+    assert plain_batch(workload) == plain
+    monkeypatch.setattr(searches, "MOST_FRAMES", 32)  # lines through 2 and 4 samples of 16
+    foretold = plain_batch(workload)
+    assert foretold.measurement is None
+    assert foretold.peak_bytes == pytest.approx(plain.peak_bytes, rel=1e-4)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
+def test_many_frames_are_read_off_the_line_through_fewer(strategy, monkeypatch):
+    workload = named_workload("test_vit", (2, 4, 3, 64, 64))
+    with sizes_of(workload, "frames") as sizes:
+        simulated = {size: sizes.peak(strategy, size) for size in (90, 120)}
+    monkeypatch.setattr(largest, "SIMULATED", 64)
+    with sizes_of(workload, "frames") as sizes:
+        foretold = {size: sizes.peak(strategy, size) for size in simulated}
+        fits = sizes.largest(strategy, simulated[120])
+        assert {32, 64} < sizes.peaks[str(strategy)].keys()
+    assert foretold == pytest.approx(simulated, rel=1e-3)
+    assert abs(fits - 120) <= 1
 
 
 def test_images_grow_by_whole_patches():

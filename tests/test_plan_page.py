@@ -2,6 +2,7 @@
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import pytest
 from torch import nn
@@ -75,6 +76,14 @@ def test_a_plan_in_which_nothing_fits_has_a_page_too(plan, tmp_path):
     assert "Nothing fits" in text
     assert "<pre>" not in text
     assert len(pictures(tmp_path / "plan.html")) == 3
+
+
+def test_a_plan_whose_steps_were_read_off_a_line_has_a_page_without_their_course(plan, tmp_path):
+    plain, best = (replace(found, measurement=None) for found in (plan.plain, plan.best))
+    others = [found for found in plan.candidates if found not in (plan.plain, plan.best)]
+    page = write_page(tmp_path / "plan.html", replace(plan, plain=plain, best=best, candidates=[best, *others]))
+    assert len(pictures(page)) == 2
+    assert f"{plain.peak_bytes / 1e9:.2f} GB at its peak" in page.read_text()
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

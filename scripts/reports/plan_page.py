@@ -41,7 +41,9 @@ def write_page(path: Path, plan: Plan) -> Path:
     shown = _shown(plan)
     pictures = {"frontier": frontier(plan)}
     if shown:
-        pictures |= {"causes": cause_bars(plan, shown, "causes"), "course": course(plan, shown)}
+        pictures["causes"] = cause_bars(plan, shown, "causes")
+    if plan.plain in shown or plan.best in shown:
+        pictures["course"] = course(plan, shown)
     small = [found for found in shown if SMALL * found.peak_bytes < plan.plain.peak_bytes]
     if small:
         pictures["small"] = cause_bars(plan, small, "small")

@@ -6,6 +6,7 @@ Nothing here has data: weights are random, inputs are noise. What is said of a c
 """
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -150,7 +151,7 @@ def found_by_budget(
         took = time.process_time() - start
         name = f"{title}, >= {saving:g}x less"
         figures.append(
-            Figure(f"{name}: extra FLOPs, %", 100 * best.extra_flops if best else 999.0, at_most=100 * extra)
+            Figure(f"{name}: extra FLOPs, %", 100 * best.extra_flops if best else math.inf, at_most=100 * extra)
         )
         least = best or min(candidates, key=lambda found: found.peak_bytes)
         how = f"{'' if best else 'does not fit: '}{least.strategy} x {least.accumulation}"

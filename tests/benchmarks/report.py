@@ -111,7 +111,8 @@ def finish(name: str, figures: Sequence[Figure], settings: dict[str, object], ch
     """Print the bars, then all figures as one JSON line; the exit status: 1 where `check` and a bar is missed."""
     barred = [figure for figure in figures if figure.bar]
     rows = [(f.name, f"{f.value:.2f}", f.bar, "held" if f.held else "MISSED") for f in barred]
-    print_table("Bars", ("figure", "measured", "bar", ""), rows)
+    if rows:
+        print_table("Bars", ("figure", "measured", "bar", ""), rows)
     missed = [figure.name for figure in barred if not figure.held]
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
     print()
