@@ -152,6 +152,14 @@ def test_training_on_one_patient_has_a_result_and_a_warning(tmp_path, caplog):
     assert_trained(tmp_path / "out")
 
 
+def test_a_place_where_no_model_can_lie_is_refused_before_training(tmp_path, places):
+    (tmp_path / "model.pt").mkdir()
+    with pytest.raises(Exception) as refused:
+        train(tmp_path, **places)
+    assert "model.pt: path is a folder, needs a file" in cause_of(refused.value)
+    assert not (tmp_path / "checkpoints").exists()
+
+
 @pytest.mark.parametrize(
     ("splits", "label", "said"),
     [

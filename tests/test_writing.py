@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.writing import write_file
+from scripts.writing import check_place, write_file
 from tests.conftest import assert_message
 
 
@@ -27,11 +27,23 @@ def test_what_is_no_file_is_not_replaced_by_one(tmp_path, monkeypatch, kind):
     elif kind == "device":
         os.mkfifo(path)
     before = path.stat()
-    with pytest.raises(ValueError, match="path is a") as refused:
-        write_file(path, "new")
-    assert_message(refused.value, path, "a file")
+    for refuse in (lambda: write_file(path, "new"), lambda: check_place(path)):
+        with pytest.raises(ValueError, match="path is a") as refused:
+            refuse()
+        assert_message(refused.value, path, "a file")
     assert (path.stat().st_mode, path.stat().st_ino) == (before.st_mode, before.st_ino)
     assert len(list(tmp_path.iterdir())) == (kind != "empty name")
+
+
+def test_a_place_is_found_to_be_writable_or_not_and_left_as_it_was(tmp_path):
+    path = tmp_path / "new" / "file.json"
+    check_place(path)
+    assert list(path.parent.iterdir()) == []
+    write_file(path, "old")
+    check_place(path)
+    assert path.read_text() == "old"
+    with pytest.raises(OSError, match=r"Not a directory|File exists"):
+        check_place(path / "below")
 
 
 def test_failed_write_leaves_the_old_file_and_no_temporary_one(tmp_path, monkeypatch):

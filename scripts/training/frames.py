@@ -101,6 +101,11 @@ class FrameDataset(SequenceDataset):
         made = self.last(read)
         return {key: made[key] for key in (IMAGE, FRAME_TIMES, LABEL, SOURCE)}
 
+    def why(self, index: int) -> str:
+        """Why an exam has failed, found out by reading it once more."""
+        again = "could not be read while training, and can be now: look at its disk or network"
+        return super()._transform(index).get(ERROR, f"{self.data[index][SOURCE]}: {again}")
+
     def _stand_in(self, index: int) -> int:
         """The next exam with the same label that has not failed.
 
@@ -158,8 +163,6 @@ def report_unreadable(datasets: Sequence[FrameDataset]) -> None:
         RunFailedError: at least one did; everything else has been written by then.
     """
     failures = [
-        {ERROR: f"{dataset.data[int(index)][SOURCE]}: its pixel data cannot be read"}
-        for dataset in datasets
-        for index in torch.nonzero(dataset.failed)[:, 0]
+        {ERROR: dataset.why(int(index))} for dataset in datasets for index in torch.nonzero(dataset.failed)[:, 0]
     ]
     refuse_failures(failures, sum(len(dataset.data) for dataset in datasets), "finetuning")
