@@ -69,7 +69,8 @@ class Extractions:
 
     def __init__(self, exams: list[Path], log: Path) -> None:
         self.exams, self.log = [str(path) for path in exams], log
-        command = [sys.executable, "-W", "error", "-c", "from tests.extractions import serve; serve()"]
+        strict = ["-W", "error", "-W", "ignore:`torch.jit.:DeprecationWarning"]  # torch 2.11, by ignite
+        command = [sys.executable, *strict, "-c", "from tests.extractions import serve; serve()"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
         with log.open("w") as errors:

@@ -150,8 +150,7 @@ def test_an_applied_strategy_leaves_names_copies_and_scripted_networks_as_they_w
 
 def test_a_checkpointed_network_scripts_as_if_plain():
     network = apply(nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 2)), {"kind": "segments", "number": 3})
-    with pytest.warns(FutureWarning, match="deprecated"):
-        scripted = torch.jit.script(network)
+    scripted = torch.jit.script(network)
     features = torch.randn(2, 4)
     torch.testing.assert_close(scripted(features), remove(network)(features))
 

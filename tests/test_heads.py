@@ -249,11 +249,17 @@ def test_onnx_by_tracing_equals_the_eager_head_on_batches_of_other_sizes_and_ran
     check_onnx(file.getvalue(), head)
 
 
+unless_static = pytest.mark.skipif(
+    torch.__version__ < torch.torch_version.TorchVersion("2.12"),
+    reason="torch 2.11 exports a recurrent layer for one number of frames; tracing does not",
+)
+
+
 @pytest.mark.filterwarnings(
     "ignore:_check_is_size will be removed:FutureWarning",  # torch 2.15 and its decompositions, as the next
     "ignore:The tensor attributes self.layers:UserWarning",  # nn.GRU lists its weights a second time
 )
-@pytest.mark.parametrize("name", ["gru", "transformer"])  # seconds each
+@pytest.mark.parametrize("name", [pytest.param("gru", marks=unless_static), "transformer"])  # seconds each
 @torch.inference_mode()
 def test_onnx_by_torch_export_equals_the_eager_head_on_batches_of_other_sizes_and_random_lengths(name):
     head = head_of(name)
