@@ -163,7 +163,8 @@ class Commands:
             models_dir: where the file goes.
             source: a local copy to use instead of the network.
         """
-        from scripts.networks.weights import NAMED, fetch
+        from scripts.networks.fetching import fetch
+        from scripts.networks.weights import NAMED
 
         path, digest = fetch(name, models_dir, source)
         print(f"{path}\ndigest {digest}\n{NAMED[name].origin}\nlicence: {NAMED[name].licence}")

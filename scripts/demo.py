@@ -9,7 +9,7 @@ from pathlib import Path
 
 from scripts.datalists.collect import make_datalist
 from scripts.errors import bad_value
-from scripts.networks.weights import fetch
+from scripts.networks.fetching import fetch
 from scripts.sequences.phantom import CLASSES, write_exams
 
 BUNDLE_ROOT = Path(__file__).resolve().parent.parent

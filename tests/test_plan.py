@@ -11,13 +11,13 @@ from torch import nn
 
 from scripts.__main__ import main
 from scripts.memory import checkpointing, largest
-from scripts.memory import search as searches
+from scripts.memory import plan as plans
 from scripts.memory.budget import CARDS_GB, CONTEXT_BYTES, card_bytes, free_bytes, read_budget
 from scripts.memory.knapsack import cheapest_modules
 from scripts.memory.largest import sizes_of
 from scripts.memory.measure import simulate_training_step
-from scripts.memory.plan import Plan, make_plan
-from scripts.memory.search import NONE, Workload, plain_batch, search, searching, whole_batch
+from scripts.memory.plan import Plan, make_plan, plain_batch
+from scripts.memory.search import NONE, Workload, search, searching, whole_batch
 from scripts.memory.subjects import config_workload, named_workload
 from scripts.memory.tables import CARDS_GB as CARDS
 from scripts.memory.tables import HARDWARE, SCENARIOS, STRATEGIES, TABLES
@@ -162,7 +162,7 @@ def test_a_large_plain_batch_is_read_off_the_line_through_smaller_ones(monkeypat
     workload = named_workload("test_vit", (16, 4, 3, 64, 64))
     plain = whole_batch(workload, {"kind": "none"})
     assert plain_batch(workload) == plain
-    monkeypatch.setattr(searches, "MOST_FRAMES", 32)  # lines through 2 and 4 samples of 16
+    monkeypatch.setattr(plans, "MOST_FRAMES", 32)  # lines through 2 and 4 samples of 16
     foretold = plain_batch(workload)
     assert foretold.measurement is None
     assert foretold.peak_bytes == pytest.approx(plain.peak_bytes, rel=1e-4)

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 
 from scripts.networks import weights
 from scripts.networks.encoder import FrameEncoder
-from scripts.networks.weights import NAMED, NamedWeights, digest, fetch, load_into, read_state
+from scripts.networks.fetching import fetch
+from scripts.networks.weights import NAMED, NamedWeights, digest, load_into, read_state
 
 VIT = "test_vit"
 DINOV2 = Path(__file__).parent.parent / "models" / NAMED["dinov2_small"].file_name

@@ -1,5 +1,7 @@
 """A workload, a budget -> how to train it there: a table, and the YAML for finetune.yaml."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,12 +9,13 @@ from typing import Any
 import yaml
 
 from scripts.memory import budget as budgets
-from scripts.memory.search import NONE, Candidate, Workload, plain_batch, search
+from scripts.memory.search import NONE, Candidate, Workload, search, searching, whole_batch
 from scripts.memory.storages import CAUSES
 from scripts.memory.subjects import Subject
 from scripts.networks.classifier import SequenceClassifier
 from scripts.pages import counted
 
+MOST_FRAMES = 1024  # of a plain batch in a simulation: more take a quarter of a minute
 COLUMNS = ("what is computed again", "micro-batch", "peak GB", "extra FLOPs", "")
 IN_CODE = """from scripts.memory import checkpointing
 
@@ -192,6 +195,16 @@ def _plain_of(workload: Workload, candidates: Sequence[Candidate]) -> Candidate:
         if found.strategy["kind"] == "none" and found.accumulation == 1 and found.measurement is not None:
             return found
     return plain_batch(workload)
+
+
+def plain_batch(workload: Workload) -> Candidate:
+    """The whole batch with nothing computed again; beyond MOST_FRAMES read off the line through smaller batches."""
+    plain, batch, frames = {"kind": "none"}, workload.batch_size, workload.shape[0]
+    few = 1 << math.ceil(math.log2(max(MOST_FRAMES / 4 / frames, 1)))  # twos, for chunks of frames to be whole
+    if batch * frames <= MOST_FRAMES or 2 * few >= batch:
+        return whole_batch(workload, plain)
+    with searching(dataclasses.replace(workload, splittable=False)) as (searcher, _):
+        return Candidate(plain, 1, searcher.on_a_line(plain, 1, batch, few)[0], 0.0, None)
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

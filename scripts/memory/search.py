@@ -22,7 +22,6 @@ from scripts.memory.knapsack import cheapest_modules, subtree
 from scripts.memory.measure import Simulation, training_steps
 from scripts.memory.storages import BACKWARD, FORWARD, OPTIMIZER, Measurement
 
-MOST_FRAMES = 1024  # of a plain batch in a simulation: more take a quarter of a minute
 MAX_CHUNKS = 6  # of frames in a simulation: above, the peak is read off the line through two smaller inputs
 SHARES = (1.0, 0.3, 0.1)  # of all activations, the most that one module computes again at once
 ATTEMPTS = 4  # sets of modules simulated for each share, each saving what the one before lacked
@@ -134,9 +133,10 @@ class Searcher:
         one, two = (self.measured(strategy, accumulation, micro_batch, size) for size in (few, many))
         return *_line(one, two, (frames - few) / (many - few)), None
 
-    def on_a_line(self, strategy: dict[str, Any], accumulation: int, micro_batch: int) -> tuple[int, int]:
-        """Peak bytes and FLOPs of a micro-batch as two smaller ones foretell them, each with a whole chunk."""
-        few = min(math.ceil(strategy.get("frames", 1) / self.workload.shape[0]), micro_batch)
+    def on_a_line(self, strategy: dict[str, Any], accumulation: int, micro_batch: int, few: int = 1) -> tuple[int, int]:
+        """Peak bytes and FLOPs of a micro-batch as two smaller ones foretell them: of `few` samples or one whole chunk,
+        and of twice as many."""
+        few = min(max(math.ceil(strategy.get("frames", 1) / self.workload.shape[0]), few), micro_batch)
         many = min(2 * few, micro_batch)
         one, two = (self.measured(strategy, accumulation, size) for size in (few, many))
         return _line(one, two, (micro_batch - few) / max(many - few, 1))
@@ -267,18 +267,6 @@ def whole_batch(workload: Workload, strategy: dict[str, Any]) -> Candidate:
     """The workload trained that way in one piece."""
     with searching(dataclasses.replace(workload, splittable=False)) as (searcher, _):
         return searcher.candidate(strategy, 1)
-
-
-def plain_batch(workload: Workload) -> Candidate:
-    """The whole batch with nothing computed again; beyond MOST_FRAMES read off the line through smaller batches."""
-    batch, frames = workload.batch_size, workload.shape[0]
-    few = 1 << math.ceil(math.log2(max(MOST_FRAMES / 4 / frames, 1)))  # twos, for chunks of frames to be whole
-    plain: dict[str, Any] = {"kind": "none"}
-    if batch * frames <= MOST_FRAMES or 2 * few >= batch:
-        return whole_batch(workload, plain)
-    with searching(dataclasses.replace(workload, splittable=False)) as (searcher, _):
-        one, two = (searcher.measured(plain, 1, size) for size in (few, 2 * few))
-        return Candidate(plain, 1, _line(one, two, (batch - few) / few)[0], 0.0, None)
 
 
 def search(workload: Workload, free_bytes: int, everything: bool = False) -> tuple[Candidate | None, list[Candidate]]:

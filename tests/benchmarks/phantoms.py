@@ -29,7 +29,7 @@ from typing import Any
 
 from scripts.datalists.collect import make_datalist
 from scripts.keys import TEST
-from scripts.networks.weights import fetch
+from scripts.networks.fetching import fetch
 from scripts.reports.evaluation import evaluate
 from scripts.sequences.phantom import CLASSES, KINDS, write_exams
 from scripts.training.controls import SINGLE_FRAME
